@@ -1,0 +1,1 @@
+"""From raw folders to batches: readers, records, image sources, samplers, augmentation."""

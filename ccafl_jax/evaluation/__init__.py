@@ -1,0 +1,1 @@
+"""From features and labels to numbers: ranking metrics and camera bias."""

@@ -1,0 +1,1 @@
+"""Methods: each names its phases and ties models, losses, memory and labels together."""

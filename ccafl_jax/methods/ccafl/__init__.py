@@ -1,0 +1,1 @@
+"""CCAFL: intra-camera supervised ReID with learnable prompts, ICDL and ICAL."""

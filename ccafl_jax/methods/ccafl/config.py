@@ -1,0 +1,329 @@
+"""The options of CCAFL, grouped as the parts of the method are.
+
+Defaults are the preset `clean`: the published recipe for Market-1501 with its accidents put right.
+What differs between data sets, and what the released code does otherwise, is an option here and a
+line in a file under configs/.
+"""
+
+import dataclasses
+
+from ccafl_jax.data.augment import AugmentConfig
+from ccafl_jax.options import require, require_choice
+
+STAGES = ("prompts", "intra", "inter")
+
+
+@dataclasses.dataclass(frozen=True)
+class DataConfig:
+    """Which images, and how they reach the model.
+
+    Attributes:
+      name: layout of the folder; `market1501`, or `synthetic` (the embedded people, drawn into
+        the work folder when `root` is empty).
+      root: folder of the data set, or one that holds it.
+      height, width: pixels after resizing.
+      synthetic_seed: which synthetic people to draw when `root` is empty.
+    """
+
+    name: str = "market1501"
+    root: str = ""
+    height: int = 256
+    width: int = 128
+    synthetic_seed: int = 100
+
+    def __post_init__(self):
+        require_choice("name", self.name, ("market1501", "synthetic"))
+        require(self.height >= 32 and self.width >= 16, "height and width must be at least 32x16")
+
+
+@dataclasses.dataclass(frozen=True)
+class ModelConfig:
+    """The image and text towers.
+
+    Attributes:
+      weights: folder of a CLIP checkpoint; empty means the tiny CLIP shipped with the package.
+      activation: `quick_gelu` or `gelu`, for checkpoints whose config does not state it.
+      last_stride: stride of layer4, 1 (published) or 2.
+      bn_group: rows per batch-norm statistic in training (0: the whole batch). Published: 64.
+      compute_dtype: dtype inside the image encoder, `float32` or `bfloat16`.
+      calibrate_neck: set the neck's running statistics from the training images before the
+        first extraction.
+    """
+
+    weights: str = ""
+    activation: str = ""
+    last_stride: int = 1
+    bn_group: int = 64
+    compute_dtype: str = "float32"
+    calibrate_neck: bool = True
+
+    def __post_init__(self):
+        require_choice("activation", self.activation, ("", "quick_gelu", "gelu"))
+        require_choice("compute_dtype", self.compute_dtype, ("float32", "bfloat16"))
+        require(self.last_stride in (1, 2), "last_stride must be 1 or 2")
+        require(self.bn_group >= 0, "bn_group must be 0 (whole batch) or a number of rows")
+
+
+@dataclasses.dataclass(frozen=True)
+class PromptsConfig:
+    """Stage 1: prompt learning inside cameras (specification 2.3).
+
+    Attributes:
+      prefix_tokens: tokens between the start token and the learned vectors. 4 puts them on the
+        four X of "A photo of a X X X X person."; the release used 5 (Market, MSMT17) or 6
+        (Duke), which overwrites "person".
+      scope: contrast inside `camera` (published) or over the whole `batch` (CLIP-ReID).
+    """
+
+    epochs: int = 60
+    batch: int = 64
+    prefix_tokens: int = 4
+    scope: str = "camera"
+    base_lr: float = 3.5e-4
+    warmup_from: float = 1e-5
+    warmup_epochs: int = 5
+    min_lr: float = 1e-6
+    weight_decay: float = 1e-4
+
+    def __post_init__(self):
+        require_choice("scope", self.scope, ("camera", "batch"))
+        require(self.epochs >= 1 and self.batch >= 2, "epochs must be >= 1 and batch >= 2")
+        require(self.prefix_tokens in (4, 5, 6), "prefix_tokens must be 4, 5 or 6")
+
+
+@dataclasses.dataclass(frozen=True)
+class SamplerConfig:
+    """P x K batches over accumulated classes, or over pseudo identities in stage 3."""
+
+    classes: int = 16
+    images: int = 8
+    kind: str = "acc_pk"
+
+    def __post_init__(self):
+        require_choice("kind", self.kind, ("acc_pk", "cluster_pk"))
+        require(self.classes >= 1 and self.images >= 1, "classes and images must be positive")
+
+
+@dataclasses.dataclass(frozen=True)
+class OptimizerConfig:
+    """The encoder's and the classifier's optimisers (specification 2.4).
+
+    Attributes:
+      idle: what happens to parameters that no active loss reaches (the attention pool while no
+        text loss is on): `hold` leaves values, moments and count alone; `decay` steps them with
+        zero gradients, as the release does, which erases them by weight decay.
+    """
+
+    base_lr: float = 3.5e-4
+    bias_lr_factor: float = 2.0
+    weight_decay: float = 5e-4
+    warmup_epochs: int = 10
+    warmup_factor: float = 0.01
+    milestones: tuple[int, ...] = (40, 50)
+    gamma: float = 0.1
+    classifier_lr: float = 3.5e-4
+    classifier_weight_decay: float = 5e-4
+    idle: str = "hold"
+
+    def __post_init__(self):
+        require_choice("idle", self.idle, ("hold", "decay"))
+
+
+@dataclasses.dataclass(frozen=True)
+class ScheduleConfig:
+    """Epochs and the windows of the losses.
+
+    Attributes:
+      epochs, iterations: epochs of stages 2 and 3 together, and steps per epoch.
+      intra_epochs: how many of them are stage 2.
+      text_start: first epoch of the inter-camera text loss.
+      ical_start, ical_end: ICAL is on in [start, end).
+      unit: `epochs`, or `fraction`: the four borders are shares of `epochs`, rounded.
+    """
+
+    epochs: int = 80
+    iterations: int = 200
+    intra_epochs: float = 5.0
+    text_start: float = 10.0
+    ical_start: float = 40.0
+    ical_end: float = 50.0
+    unit: str = "epochs"
+
+    def __post_init__(self):
+        require_choice("unit", self.unit, ("epochs", "fraction"))
+        require(self.epochs >= 1 and self.iterations >= 1, "epochs and iterations must be positive")
+        for name in ("intra_epochs", "text_start", "ical_start", "ical_end"):
+            value = getattr(self, name)
+            if self.unit == "fraction":
+                require(0 <= value <= 1, f"{name} is {value}, a fraction lies between 0 and 1")
+            else:
+                require(value >= 0 and value == int(value), f"{name} must be a whole epoch")
+
+    def border(self, name: str) -> int:
+        """A border in whole epochs."""
+        value = getattr(self, name)
+        return round(value * self.epochs) if self.unit == "fraction" else int(value)
+
+
+@dataclasses.dataclass(frozen=True)
+class ICDLConfig:
+    """Intra-camera discriminative loss over centroids and instances (specification 2.5).
+
+    Attributes:
+      w: weight of the centroid term; 1 - w goes to the instances.
+      instances: slots per class, drawn with replacement.
+      centroid_update: `mean` of the batch rows (published) or the `hard`est row.
+    """
+
+    w: float = 0.6
+    temperature: float = 0.05
+    instances: int = 32
+    centroid_update: str = "mean"
+    memory_momentum: float = 0.1
+
+    def __post_init__(self):
+        require_choice("centroid_update", self.centroid_update, ("mean", "hard"))
+        require(0 <= self.w <= 1, f"w is {self.w}, must lie between 0 and 1")
+        require(self.instances >= 1, "instances must be at least 1")
+
+
+@dataclasses.dataclass(frozen=True)
+class InterConfig:
+    """Cluster contrast (specification 2.6)."""
+
+    temperature: float = 0.05
+    update: str = "hard"
+    memory_momentum: float = 0.1
+
+    def __post_init__(self):
+        require_choice("update", self.update, ("hard", "mean", "each"))
+
+
+@dataclasses.dataclass(frozen=True)
+class TextConfig:
+    """Image-to-text cross-entropy in stages 2 (`intra`) and 3 (`inter`).
+
+    Attributes:
+      smoothing: label smoothing.
+      inter_denominator: classes over which the inter-camera smoothing is spread; 0 means the
+        true number of clusters, the release always used 4821.
+      cluster_text: description of a cluster: mean over its images or its classes, or the class
+        text nearest to the image mean.
+    """
+
+    intra: bool = True
+    inter: bool = True
+    smoothing: float = 0.1
+    inter_denominator: int = 0
+    cluster_text: str = "image_mean"
+
+    def __post_init__(self):
+        require_choice("cluster_text", self.cluster_text, ("image_mean", "class_mean", "medoid"))
+
+
+@dataclasses.dataclass(frozen=True)
+class TripletConfig:
+    """Memory and batch triplets; in the released code, not in the published figure."""
+
+    enabled: bool = True
+    margin: float = 0.3
+
+
+@dataclasses.dataclass(frozen=True)
+class ICALConfig:
+    """Inter-camera adversarial loss (specification 2.8).
+
+    Attributes:
+      epsilon: weight moved from the own class to all positives.
+      margin: additive angular margin of the own class, radians.
+      inflation: t, how much same-camera negatives are inflated.
+      scale: of the cosine classifier, for GID and ICAL.
+    """
+
+    enabled: bool = True
+    epsilon: float = 0.8
+    margin: float = 0.7
+    inflation: float = 0.2
+    scale: float = 16.0
+
+
+@dataclasses.dataclass(frozen=True)
+class AssociationConfig:
+    """Cross-camera association of classes (specification 3).
+
+    Attributes:
+      method: `greedy_cc` (published) or `greedy_cc_cam`, which also refuses to join components
+        that share a camera.
+      rate: candidate pairs per class.
+      every: epochs between two associations in stage 3.
+      center_cameras: subtract each camera's mean feature before the class means are taken.
+    """
+
+    method: str = "greedy_cc"
+    rate: float = 1.7
+    every: int = 1
+    center_cameras: bool = False
+
+    def __post_init__(self):
+        require_choice("method", self.method, ("greedy_cc", "greedy_cc_cam"))
+        require(self.rate > 0 and self.every >= 1, "rate must be positive and every at least 1")
+
+
+@dataclasses.dataclass(frozen=True)
+class EvaluationConfig:
+    """When and how the test set is ranked.
+
+    Attributes:
+      every: epochs between evaluations, counted in stages 2 and 3 (0: only at stage ends).
+      batch: images per extraction call, for training images too.
+      no_match: queries without a match are skipped (`skip`) or count as 0 (`zero`, the release).
+    """
+
+    every: int = 10
+    batch: int = 128
+    no_match: str = "skip"
+
+    def __post_init__(self):
+        require_choice("no_match", self.no_match, ("skip", "zero"))
+
+
+@dataclasses.dataclass(frozen=True)
+class CCAFLConfig:
+    """All options of a CCAFL run.
+
+    Attributes:
+      seed: of every random draw of the run.
+      stages: which of `prompts`, `intra`, `inter` to run, in this order.
+      reduce: sum over cameras of per-camera means (`sum_cam_mean`, published) or their mean.
+      devices: devices of the mesh (0: all).
+      keep_checkpoints: how many of the latest checkpoints stay.
+      published: figures of the paper, copied into the summary beside ours.
+    """
+
+    seed: int = 1
+    stages: tuple[str, ...] = STAGES
+    reduce: str = "sum_cam_mean"
+    devices: int = 0
+    keep_checkpoints: int = 2
+    published: str = ""
+    data: DataConfig = DataConfig()
+    augment: AugmentConfig = AugmentConfig()
+    model: ModelConfig = ModelConfig()
+    prompts: PromptsConfig = PromptsConfig()
+    sampler: SamplerConfig = SamplerConfig()
+    optimizer: OptimizerConfig = OptimizerConfig()
+    schedule: ScheduleConfig = ScheduleConfig()
+    icdl: ICDLConfig = ICDLConfig()
+    inter: InterConfig = InterConfig()
+    text: TextConfig = TextConfig()
+    triplet: TripletConfig = TripletConfig()
+    ical: ICALConfig = ICALConfig()
+    association: AssociationConfig = AssociationConfig()
+    evaluation: EvaluationConfig = EvaluationConfig()
+
+    def __post_init__(self):
+        require_choice("reduce", self.reduce, ("sum_cam_mean", "mean_cam_mean"))
+        for stage in self.stages:
+            require_choice("stages", stage, STAGES)
+        order = [STAGES.index(stage) for stage in self.stages]
+        require(bool(order) and order == sorted(set(order)), f"stages must follow {STAGES}")

@@ -1,0 +1,65 @@
+"""From a model to features, and from test features to figures."""
+
+import jax
+import numpy as np
+from flax import nnx
+from jax.sharding import Mesh
+
+from ccafl_jax.data.augment import normalize
+from ccafl_jax.data.records import ReIDDataset
+from ccafl_jax.evaluation.camera_bias import same_camera_share
+from ccafl_jax.evaluation.ranking import rank
+from ccafl_jax.methods.ccafl.config import CCAFLConfig
+from ccafl_jax.training.extract import Extractor, make_extractor
+
+
+def feature_extractor(
+    graphdef: nnx.GraphDef, method: str, config: CCAFLConfig, mesh: Mesh, *, description: str
+) -> Extractor:
+    """An extractor of what `method` of the image model returns in evaluation mode.
+
+    Args:
+      graphdef: of a `CLIPReID`.
+      method: "embed" (f), "image_features" (g) or "pooled" (before the neck).
+      config: normalisation and batch size.
+      mesh: the devices.
+      description: of the progress bar.
+    """
+    mean, std = config.augment.mean, config.augment.std
+
+    def forward(model: nnx.Module, images: jax.Array) -> jax.Array:
+        return getattr(model, method)(normalize(images, mean, std))
+
+    return make_extractor(
+        graphdef, forward, batch=config.evaluation.batch, mesh=mesh, description=description
+    )
+
+
+def score(features: jax.Array, dataset: ReIDDataset, *, no_match: str = "skip") -> dict[str, float]:
+    """Ranking metrics and camera bias of test features.
+
+    Args:
+      features: float[queries + gallery, dim].
+      dataset: records of both.
+      no_match: see :func:`ccafl_jax.evaluation.ranking.rank`.
+
+    Returns:
+      The summary of the ranking and `same_camera_share`: of the five nearest images of other
+      identities, the share from the image's own camera (junk and distractors left out).
+    """
+    query, gallery = dataset.query, dataset.gallery
+    count = len(query)
+    result = rank(
+        features[:count],
+        features[count:],
+        query.pid,
+        gallery.pid,
+        query.camid,
+        gallery.camid,
+        no_match=no_match,
+    ).summary()
+    pid = np.concatenate([query.pid, gallery.pid])
+    camid = np.concatenate([query.camid, gallery.camid])
+    people = np.flatnonzero(np.isin(pid, query.pid))
+    result["same_camera_share"] = same_camera_share(features[people], pid[people], camid[people])
+    return result

@@ -1,0 +1,169 @@
+"""Start of an epoch: features -> association -> memory banks and tables of the phase."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from ccafl_jax.memory import class_means, init_instances
+from ccafl_jax.methods.ccafl.config import AssociationConfig, CCAFLConfig
+from ccafl_jax.methods.ccafl.phases import Context, Phase
+from ccafl_jax.numerics import einsum, l2_normalize
+from ccafl_jax.pseudo_labels.cross_camera import Association, associate
+from ccafl_jax.training.state import FlatDict
+
+
+@dataclasses.dataclass(frozen=True)
+class InstanceDraws:
+    """Which images fill the instance slots of each class.
+
+    Attributes:
+      index: int32[classes, slots], images.
+      valid: bool[classes, slots]; all true unless every image of a class is kept.
+    """
+
+    index: np.ndarray
+    valid: np.ndarray
+
+
+def associate_features(
+    features: jax.Array,
+    label: np.ndarray,
+    cam_of: np.ndarray,
+    config: AssociationConfig,
+) -> Association:
+    """Cross-camera association of classes from image features (specification 3.1).
+
+    Args:
+      features: float[images, dim], L2-normalised.
+      label: int[images], accumulated class.
+      cam_of: int[classes].
+      config: method, rate, centring.
+    """
+    classes = cam_of.shape[0]
+    if config.center_cameras:
+        cameras = int(cam_of.max()) + 1
+        camid = jnp.asarray(cam_of)[jnp.asarray(label)]
+        means, _ = class_means(features, camid, cameras)
+        features = l2_normalize(features - means[camid])
+    means, _ = class_means(features, jnp.asarray(label), classes)
+    return associate(
+        np.asarray(l2_normalize(means)), cam_of, rate=config.rate, method=config.method
+    )
+
+
+def all_instances(label: np.ndarray, classes: int) -> InstanceDraws:
+    """Every image of every class, padded to the largest class (`icdl.instances = 0`)."""
+    counts = np.bincount(label, minlength=classes)
+    order = np.argsort(label, kind="stable").astype(np.int32)
+    starts = np.concatenate([[0], np.cumsum(counts)[:-1]])
+    slot = np.arange(counts.max())
+    valid = slot[None, :] < counts[:, None]
+    position = np.where(valid, starts[:, None] + slot[None, :], starts[:, None])
+    return InstanceDraws(index=order[position], valid=valid)
+
+
+def make_context(
+    config: CCAFLConfig,
+    *,
+    label: np.ndarray,
+    cam_of: np.ndarray,
+    class_text: jax.Array,
+    clusters: np.ndarray,
+    draws: InstanceDraws,
+) -> Context:
+    """Tables that a phase reads.
+
+    Args:
+      config: options.
+      label: int[images], accumulated class of each image.
+      cam_of: int[classes].
+      class_text: float[classes, embed].
+      clusters: int[classes], pseudo identity of each class, -1 for outliers.
+      draws: instance slots.
+
+    Returns:
+      A context whose cluster tables have classes // 2 rows: a cluster joins two classes at least,
+      so that is a bound, and no epoch changes a shape.
+    """
+    classes = cam_of.shape[0]
+    capacity = max(1, classes // 2)
+    found = int(clusters.max(initial=-1)) + 1
+    if found > capacity:
+        raise ValueError(f"{found} clusters of {classes} classes: a cluster needs two classes")
+    counts = np.bincount(label, minlength=classes)
+    return Context(
+        label=jnp.asarray(label, jnp.int32),
+        cam_of=jnp.asarray(cam_of, jnp.int32),
+        class_text=class_text,
+        cluster_of=jnp.asarray(clusters, jnp.int32),
+        cluster_valid=jnp.arange(capacity) < found,
+        cluster_text=cluster_texts(
+            class_text,
+            jnp.asarray(clusters, jnp.int32),
+            jnp.asarray(counts, jnp.int32),
+            capacity=capacity,
+            kind=config.text.cluster_text,
+        ),
+        instance_valid=jnp.asarray(draws.valid),
+    )
+
+
+def cluster_texts(
+    class_text: jax.Array,
+    clusters: jax.Array,
+    counts: jax.Array,
+    *,
+    capacity: int,
+    kind: str = "image_mean",
+) -> jax.Array:
+    """Descriptions of clusters from the texts of their classes, not normalised.
+
+    Args:
+      class_text: float[classes, embed].
+      clusters: int[classes], -1 for outliers.
+      counts: int[classes], images of each class.
+      capacity: rows of the result.
+      kind: `image_mean` weighs classes by their images (published), `class_mean` does not,
+        `medoid` takes the class text with the largest cosine to the image mean.
+
+    Returns:
+      float[capacity, embed]; rows without a cluster are 0.
+    """
+    member = (clusters[None, :] == jnp.arange(capacity)[:, None]).astype(class_text.dtype)
+    weight = member if kind == "class_mean" else member * counts.astype(class_text.dtype)[None, :]
+    weight = weight / jnp.maximum(jnp.sum(weight, axis=1, keepdims=True), 1)
+    mean = einsum("kn,ne->ke", weight, class_text)
+    if kind != "medoid":
+        return mean
+    cosine = einsum("ke,ne->kn", l2_normalize(mean), l2_normalize(class_text))
+    medoid = jnp.argmax(jnp.where(member > 0, cosine, -jnp.inf), axis=1)
+    return jnp.where(jnp.any(member > 0, axis=1)[:, None], class_text[medoid], 0)
+
+
+def make_memory(
+    phase: Phase, features: jax.Array, context: Context, draws: InstanceDraws
+) -> FlatDict:
+    """Memory banks of a phase from features of all training images.
+
+    Args:
+      phase: its stage decides which banks.
+      features: float[images, dim], L2-normalised.
+      context: labels and tables.
+      draws: instance slots.
+
+    Returns:
+      Stage 2: `centroids` float[classes, dim] and `instances` float[classes, slots, dim]. Stage
+      3: `clusters` float[capacity, dim]. Rows are L2-normalised.
+    """
+    if phase.stage == "intra":
+        means, _ = class_means(features, context.label, context.cam_of.shape[0])
+        return {
+            "centroids": l2_normalize(means),
+            "instances": init_instances(features, jnp.asarray(draws.index)),
+        }
+    capacity = context.cluster_valid.shape[0]
+    clusters = context.cluster_of[context.label]
+    means, _ = class_means(features, clusters, capacity, clusters >= 0)
+    return {"clusters": l2_normalize(means)}

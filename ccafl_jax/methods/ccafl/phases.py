@@ -1,0 +1,300 @@
+"""The phases of CCAFL and their training step.
+
+A phase is a stage with its fixed set of active losses; each compiles once. One step is one forward
+pass and one gradient: the global classifier (GID) takes its own optimiser step inside the loss
+function, on detached features, and ICAL then uses the stepped classifier as a constant.
+"""
+
+import dataclasses
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+import optax
+from flax import nnx
+
+from ccafl_jax import losses
+from ccafl_jax.data.augment import augment
+from ccafl_jax.memory import update_each, update_hard, update_instances, update_mean
+from ccafl_jax.methods.ccafl.config import CCAFLConfig
+from ccafl_jax.training.optimizers import (
+    apply_scaled,
+    bias_factors,
+    coupled_adam,
+    grouped,
+    label_by_path,
+)
+from ccafl_jax.training.state import TrainState, batch_stats_of, merge_model
+
+PARAMETER_GROUPS = ((r"(^|/)attnpool/", "text_head"), (r"", "trunk"))
+"""Only the text losses reach the attention pool; the trunk is reached by every loss."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Phase:
+    """A stage and the losses that are active in it."""
+
+    stage: str
+    text: bool
+    ical: bool = False
+
+    @property
+    def name(self) -> str:
+        """For example "inter+text+ical"."""
+        return "+".join([self.stage] + ["text"] * self.text + ["ical"] * self.ical)
+
+
+def phase_of(epoch: int, config: CCAFLConfig) -> Phase:
+    """The phase of an epoch of stages 2 and 3 (counted from 0)."""
+    border = config.schedule.border
+    if epoch < border("intra_epochs"):
+        return Phase("intra", text=config.text.intra)
+    text = config.text.inter and epoch >= border("text_start")
+    ical = config.ical.enabled and border("ical_start") <= epoch < border("ical_end")
+    return Phase("inter", text=text, ical=ical)
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Context:
+    """What a step reads and never writes; rebuilt at the start of an epoch.
+
+    Attributes:
+      label: int32[images], accumulated class of each training image.
+      cam_of: int32[classes], camera of each class.
+      class_text: float[classes, embed], frozen text features.
+      cluster_of: int32[classes], pseudo identity of each class, -1 for outliers.
+      cluster_valid: bool[capacity], which rows of the cluster tables are in use.
+      cluster_text: float[capacity, embed], descriptions of the clusters.
+      instance_valid: bool[classes, slots], which instance slots are in use.
+    """
+
+    label: jax.Array
+    cam_of: jax.Array
+    class_text: jax.Array
+    cluster_of: jax.Array
+    cluster_valid: jax.Array
+    cluster_text: jax.Array
+    instance_valid: jax.Array
+
+
+def encoder_optimizer(
+    config: CCAFLConfig, paths: list[str], phase: Phase | None = None
+) -> optax.GradientTransformation:
+    """The encoder's optimiser in a phase; its state has one structure in all phases."""
+    labels = label_by_path(paths, PARAMETER_GROUPS)
+    groups = set(labels.values())
+    idle = phase is not None and not phase.text and config.optimizer.idle == "hold"
+    active = groups - {"text_head"} if idle else groups
+    tx = coupled_adam(config.optimizer.weight_decay)
+    return grouped(tx, labels, active=frozenset(active))
+
+
+def classifier_optimizer(config: CCAFLConfig) -> optax.GradientTransformation:
+    """The optimiser of the global identity classifier (constant rate)."""
+    return optax.chain(
+        coupled_adam(config.optimizer.classifier_weight_decay),
+        optax.scale(-config.optimizer.classifier_lr),
+    )
+
+
+Step = Callable[
+    [TrainState, Context, jax.Array, jax.Array, jax.Array], tuple[TrainState, dict[str, jax.Array]]
+]
+
+
+def make_step(
+    graphdef: nnx.GraphDef,
+    paths: list[str],
+    phase: Phase,
+    config: CCAFLConfig,
+    *,
+    on_trace: Callable[[str], None] = lambda name: None,
+) -> Step:
+    """Builds the jitted step of a phase.
+
+    Args:
+      graphdef: of the image model.
+      paths: names of its parameters.
+      phase: what is active.
+      config: options.
+      on_trace: called with the phase's name whenever the step is traced (once, unless something
+        is wrong).
+
+    Returns:
+      `step(state, context, images, rows, learning_rate) -> (state, metrics)`, with
+      images: uint8[n, H, W, 3], the resident training set; rows: int32[batch]. The state is
+      donated. Loss and gradient see the memory from before the update, and the memory takes the
+      features of this same forward pass.
+    """
+    tx = encoder_optimizer(config, paths, phase)
+    classifier_tx = classifier_optimizer(config)
+    factors = bias_factors(paths, config.optimizer.bias_lr_factor)
+
+    def step(state, context, images, rows, learning_rate):
+        on_trace(phase.name)
+        labels = context.label[rows]
+        batch = augment(
+            images[rows],
+            seed=config.seed,
+            step=state.step,
+            config=config.augment,
+            dtype=state.classifier.dtype,
+        )
+
+        def loss_fn(params):
+            model = merge_model(graphdef, params, state.batch_stats)
+            f, g = model(batch, train=True)
+            gid_loss, classifier, classifier_opt, accuracy = _classifier_step(
+                state, f, labels, classifier_tx, config
+            )
+            terms = _losses(phase, config, state, context, f, g, labels, classifier)
+            total = sum(terms.values())
+            aux = {
+                "f": f,
+                "batch_stats": batch_stats_of(model),
+                "classifier": classifier,
+                "classifier_opt": classifier_opt,
+                "metrics": {"total": total, "gid": gid_loss, "gid_accuracy": accuracy, **terms},
+            }
+            return total, aux
+
+        gradients, aux = jax.grad(loss_fn, has_aux=True)(state.params)
+        updates, opt_state = tx.update(gradients, state.opt_state, state.params)
+        new_state = TrainState(
+            step=state.step + 1,
+            params=apply_scaled(
+                state.params, updates, learning_rate=learning_rate, factors=factors
+            ),
+            batch_stats=aux["batch_stats"],
+            opt_state=opt_state,
+            classifier=aux["classifier"],
+            classifier_opt=aux["classifier_opt"],
+            memory=_update_memory(phase, config, state.memory, context, aux["f"], labels),
+        )
+        metrics = aux["metrics"] | {"grad_norm": optax.tree.norm(gradients)}
+        return new_state, metrics
+
+    return jax.jit(step, donate_argnums=0)
+
+
+def _classifier_step(state, f, labels, tx, config):
+    """One step of the classifier on detached features (specification 2.7)."""
+    f = jax.lax.stop_gradient(f)
+    classifier = jax.lax.stop_gradient(state.classifier)
+
+    def loss_fn(weight):
+        return losses.gid(f, labels, weight, s=config.ical.scale)
+
+    loss, gradient = jax.value_and_grad(loss_fn)(classifier)
+    updates, opt_state = tx.update(gradient, state.classifier_opt, classifier)
+    predicted = jnp.argmax(losses.cosine_logits(f, classifier), axis=1)
+    accuracy = jnp.mean((predicted == labels).astype(f.dtype))
+    return loss, optax.apply_updates(classifier, updates), opt_state, accuracy
+
+
+def _losses(phase, config, state, context, f, g, labels, classifier):
+    if phase.stage == "intra":
+        return _intra_losses(phase, config, state.memory, context, f, g, labels)
+    return _inter_losses(phase, config, state.memory, context, f, g, labels, classifier)
+
+
+def _intra_losses(phase, config, memory, context, f, g, labels):
+    """Stage 2: per-camera means, summed over cameras (specification 2.5)."""
+    cams = context.cam_of[labels]
+    weight = losses.camera_row_weights(cams, reduce=config.reduce)
+    same_camera = losses.camera_mask(cams, context.cam_of)
+    _, parts = losses.icdl(
+        f,
+        labels,
+        memory["centroids"],
+        memory["instances"],
+        context.cam_of,
+        tau=config.icdl.temperature,
+        w=config.icdl.w,
+        instance_valid=context.instance_valid,
+        reduce=config.reduce,
+    )
+    terms = {
+        "icdl_centroid": config.icdl.w * parts["cen"],
+        "icdl_instance": (1 - config.icdl.w) * parts["ins"],
+    }
+    if phase.text:
+        terms["text_intra"] = losses.i2t_ce(
+            g, context.class_text, labels, same_camera, weight, eps=config.text.smoothing
+        )
+    if config.triplet.enabled:
+        classes = jnp.arange(context.cam_of.shape[0])
+        margin = config.triplet.margin
+        terms["triplet_memory"] = losses.triplet(
+            f, labels, memory["centroids"], classes, same_camera, weight, margin=margin
+        )
+        same_batch = losses.camera_mask(cams, cams)
+        terms["triplet_batch"] = losses.triplet(
+            f, labels, f, labels, same_batch, weight, margin=margin
+        )
+    return terms
+
+
+def _inter_losses(phase, config, memory, context, f, g, labels, classifier):
+    """Stage 3: means over the rows whose class was associated (specification 2.6)."""
+    clusters = context.cluster_of[labels]
+    valid = clusters >= 0
+    weight = valid.astype(f.dtype) / jnp.maximum(jnp.sum(valid), 1)
+    columns = jnp.broadcast_to(
+        context.cluster_valid, (labels.shape[0], *context.cluster_valid.shape)
+    )
+    terms = {
+        "inter": losses.inter_contrast(
+            f,
+            clusters,
+            memory["clusters"],
+            context.cluster_valid,
+            tau=config.inter.temperature,
+        )
+    }
+    if config.triplet.enabled:
+        both = valid[:, None] & valid[None, :]
+        terms["triplet_batch"] = losses.triplet(
+            f, clusters, f, clusters, both, weight, margin=config.triplet.margin
+        )
+    if phase.text:
+        denominator = config.text.inter_denominator
+        terms["text_inter"] = losses.i2t_ce(
+            g,
+            context.cluster_text,
+            clusters,
+            columns,
+            weight,
+            eps=config.text.smoothing,
+            denom=float(denominator) if denominator else None,
+        )
+    if phase.ical:
+        terms["ical"] = losses.ical(
+            f,
+            labels,
+            classifier,
+            context.cluster_of,
+            context.cam_of,
+            valid,
+            s=config.ical.scale,
+            eps=config.ical.epsilon,
+            m=config.ical.margin,
+            t=config.ical.inflation,
+        )
+    return terms
+
+
+def _update_memory(phase, config, memory, context, f, labels):
+    f = jax.lax.stop_gradient(f)
+    if phase.stage == "intra":
+        update = {"mean": update_mean, "hard": update_hard}[config.icdl.centroid_update]
+        momentum = config.icdl.memory_momentum
+        return {
+            "centroids": update(memory["centroids"], f, labels, m=momentum),
+            "instances": update_instances(memory["instances"], f, labels),
+        }
+    update = {"hard": update_hard, "mean": update_mean, "each": update_each}[config.inter.update]
+    clusters = context.cluster_of[labels]
+    momentum = config.inter.memory_momentum
+    return {"clusters": update(memory["clusters"], f, clusters, clusters >= 0, m=momentum)}

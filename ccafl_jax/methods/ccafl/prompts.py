@@ -1,0 +1,151 @@
+"""Stage 1 of CCAFL: one prompt per class, learned by image-text contrast inside cameras."""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from flax import nnx
+
+from ccafl_jax import losses
+from ccafl_jax.methods.ccafl.config import PromptsConfig
+from ccafl_jax.models.prompts import PromptTemplate, assemble
+from ccafl_jax.numerics import einsum
+from ccafl_jax.training.optimizers import coupled_adam
+from ccafl_jax.training.state import FlatDict, merge_model
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class PromptState:
+    """The learned prompts and their optimiser.
+
+    Attributes:
+      prompts: float[classes, 4, width].
+      opt_state: dense Adam; rows absent from a batch still move by momentum and decay.
+    """
+
+    prompts: jax.Array
+    opt_state: Any
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class PromptContext:
+    """What a prompt step reads and never writes.
+
+    Attributes:
+      text_params: parameters of the frozen text tower.
+      sentence: float[length, width], frozen embeddings of the template.
+      image_features: float[images, embed], joint-space features, computed once.
+      label: int32[images], accumulated class.
+      camid: int32[images].
+      cam_of: int32[classes].
+    """
+
+    text_params: FlatDict
+    sentence: jax.Array
+    image_features: jax.Array
+    label: jax.Array
+    camid: jax.Array
+    cam_of: jax.Array
+
+
+def prompt_optimizer(config: PromptsConfig) -> optax.GradientTransformation:
+    """Adam with coupled L2, without a rate."""
+    return coupled_adam(config.weight_decay)
+
+
+def encode_prompts(
+    graphdef: nnx.GraphDef,
+    template: PromptTemplate,
+    text_params: FlatDict,
+    sentence: jax.Array,
+    prompts: jax.Array,
+) -> jax.Array:
+    """Text features of learned prompts: float[n, 4, width] -> float[n, embed]."""
+    return merge_model(graphdef, text_params, {})(assemble(sentence, template, prompts))
+
+
+def make_prompt_step(
+    graphdef: nnx.GraphDef,
+    template: PromptTemplate,
+    config: PromptsConfig,
+    *,
+    on_trace: Callable[[str], None] = lambda name: None,
+) -> Callable:
+    """Builds `step(state, context, rows, valid, learning_rate) -> (state, metrics)`, jitted.
+
+    Args:
+      graphdef: of the text tower.
+      template: the sentence and the positions of the learned vectors.
+      config: options of the stage.
+      on_trace: called with "prompts" at each trace.
+
+    Source: specification 2.3; the loss is a sum over the cameras of the batch of both directions
+    of the supervised contrast, temperature 1, nothing normalised.
+    """
+    tx = prompt_optimizer(config)
+
+    def step(state, context, rows, valid, learning_rate):
+        on_trace("prompts")
+        labels = context.label[rows]
+        g = context.image_features[rows]
+
+        def loss_fn(prompts):
+            text = encode_prompts(
+                graphdef, template, context.text_params, context.sentence, prompts[labels]
+            )
+            loss = losses.supcon_cam(
+                g, text, labels, context.camid[rows], valid, scope=config.scope
+            )
+            return loss
+
+        loss, gradient = jax.value_and_grad(loss_fn)(state.prompts)
+        updates, opt_state = tx.update(gradient, state.opt_state, state.prompts)
+        prompts = state.prompts - (learning_rate * updates).astype(state.prompts.dtype)
+        return PromptState(prompts=prompts, opt_state=opt_state), {"loss": loss}
+
+    return jax.jit(step, donate_argnums=0)
+
+
+def make_class_texts(
+    graphdef: nnx.GraphDef, template: PromptTemplate, *, batch: int = 256
+) -> Callable[[FlatDict, jax.Array, jax.Array], jax.Array]:
+    """Builds `(text_params, sentence, prompts[classes, 4, width]) -> float[classes, embed]`."""
+
+    @jax.jit
+    def encode(text_params, sentence, prompts):
+        return encode_prompts(graphdef, template, text_params, sentence, prompts)
+
+    def class_texts(text_params: FlatDict, sentence: jax.Array, prompts: jax.Array) -> jax.Array:
+        count = prompts.shape[0]
+        size = min(batch, count)
+        parts = []
+        for start in range(0, count, size):
+            rows = np.minimum(np.arange(start, start + size), count - 1)
+            parts.append(encode(text_params, sentence, prompts[rows]))
+        return jnp.concatenate(parts)[:count]
+
+    return class_texts
+
+
+@jax.jit
+def top1_inside_camera(
+    image_features: jax.Array, class_text: jax.Array, label: jax.Array, cam_of: jax.Array
+) -> jax.Array:
+    """Share of images whose own class text has the largest product among their camera's.
+
+    Args:
+      image_features: float[images, embed].
+      class_text: float[classes, embed].
+      label: int32[images].
+      cam_of: int32[classes].
+    """
+    logits = einsum("be,ne->bn", image_features, class_text)
+    same = cam_of[label][:, None] == cam_of[None, :]
+    predicted = jnp.argmax(jnp.where(same, logits, -jnp.inf), axis=1)
+    return jnp.mean(predicted == label)

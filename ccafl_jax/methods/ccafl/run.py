@@ -1,0 +1,558 @@
+"""A CCAFL run: the three stages, evaluation, logs, checkpoints and the summary.
+
+Read `Run.train` from the top: zero-shot figures, prompts, then the epochs of stages 2 and 3. Every
+epoch ends with a checkpoint, and `resume` continues after the last complete one. Random draws are
+functions of (seed, epoch or step), so nothing but the state has to be carried over.
+"""
+
+import dataclasses
+import json
+import logging
+import pathlib
+import time
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from tqdm import tqdm
+
+from ccafl_jax.data.records import ReIDDataset, intra_camera_labels
+from ccafl_jax.data.samplers import plan, shuffled_batches
+from ccafl_jax.memory import draw_instances
+from ccafl_jax.methods.ccafl import memories, prompts
+from ccafl_jax.methods.ccafl.config import CCAFLConfig
+from ccafl_jax.methods.ccafl.features import feature_extractor, score
+from ccafl_jax.methods.ccafl.inference import vision_description
+from ccafl_jax.methods.ccafl.phases import (
+    Context,
+    Phase,
+    classifier_optimizer,
+    encoder_optimizer,
+    make_step,
+    phase_of,
+)
+from ccafl_jax.models.clip import CLIP, Tokenizer
+from ccafl_jax.models.prompts import init_prompts, prompt_template, template_embeddings
+from ccafl_jax.models.reid import CLIPReID
+from ccafl_jax.pseudo_labels.cross_camera import diagnostics
+from ccafl_jax.report.summary import result_table, summary_rows, write_json
+from ccafl_jax.training.checkpoints import Checkpoints, leaves_by_path, restore_leaves
+from ccafl_jax.training.log import RunLog, format_line
+from ccafl_jax.training.optimizers import prompt_cosine, warmup_multistep
+from ccafl_jax.training.sharding import check_batch, make_mesh, replicate, shard_rows
+from ccafl_jax.training.state import TrainState, split_model
+
+log = logging.getLogger("ccafl_jax")
+
+
+@dataclasses.dataclass(frozen=True)
+class Images:
+    """Decoded images of a data set: uint8[n, height, width, 3] for training and for testing.
+
+    Attributes:
+      train: in the order of `dataset.train`.
+      test: the query set followed by the gallery.
+    """
+
+    train: np.ndarray
+    test: np.ndarray
+
+
+class Run:
+    """One training run in one folder."""
+
+    def __init__(
+        self,
+        config: CCAFLConfig,
+        *,
+        dataset: ReIDDataset,
+        images: Images,
+        clip: CLIP,
+        tokenizer: Tokenizer,
+        workdir: pathlib.Path,
+    ):
+        """Args:
+        config: options.
+        dataset: records of the training, query and gallery sets.
+        images: their pixels.
+        clip: both towers, at the size of the images.
+        tokenizer: of the text tower.
+        workdir: the run folder.
+        """
+        self.config = config
+        self.dataset = dataset
+        self.workdir = workdir
+        self.mesh = make_mesh(config.devices)
+        check_batch(config.sampler.classes * config.sampler.images, self.mesh)
+        self.labels = intra_camera_labels(dataset.train.pid, dataset.train.camid)
+        self.images = replicate(images.train, self.mesh)
+        self.test_images = images.test
+
+        template = prompt_template(tokenizer, prefix_tokens=config.prompts.prefix_tokens)
+        self._init_models(clip, template)
+        self.checkpoints = Checkpoints(workdir / "checkpoints", keep=config.keep_checkpoints)
+        self.progress = Progress()
+        self.traces: list[str] = []
+
+    def _init_models(self, clip: CLIP, template) -> None:
+        config = self.config
+        self.template = template
+        self.text_graph, text_params, _ = split_model(clip.text)
+        self.text_params = replicate(text_params, self.mesh)
+        self.sentence = template_embeddings(text_params["token_embedding"], template)
+        self.vision = vision_description(clip)
+        model = CLIPReID(clip.visual, bn_group=config.model.bn_group)
+        self.graphdef, params, batch_stats = split_model(model)
+        classes = self.num_classes
+        key = jax.random.key(config.seed)
+        classifier_key, prompt_key = jax.random.split(key)
+        classifier = jax.nn.initializers.xavier_uniform()(
+            classifier_key, (classes, clip.visual.config.features)
+        )
+        initial_prompts = init_prompts(prompt_key, classes, width=self.sentence.shape[-1])
+        self._build_extractors()
+        state = TrainState(
+            step=jnp.zeros((), jnp.int32),
+            params=params,
+            batch_stats=batch_stats,
+            opt_state=encoder_optimizer(config, list(params)).init(params),
+            classifier=classifier,
+            classifier_opt=classifier_optimizer(config).init(classifier),
+            memory={},
+        )
+        prompt_state = prompts.PromptState(
+            prompts=initial_prompts,
+            opt_state=prompts.prompt_optimizer(config.prompts).init(initial_prompts),
+        )
+        self.state = replicate(state, self.mesh)
+        self.prompt_state = replicate(prompt_state, self.mesh)
+        self.class_text: jax.Array | None = None
+
+    def _build_extractors(self) -> None:
+        def extractor(method: str, description: str):
+            return feature_extractor(
+                self.graphdef, method, self.config, self.mesh, description=description
+            )
+
+        self.extract_f = extractor("embed", "features")
+        self.extract_g = extractor("image_features", "joint features")
+        self.extract_pooled = extractor("pooled", "neck statistics")
+
+    @property
+    def num_classes(self) -> int:
+        """Accumulated (camera, identity) classes."""
+        return int(self.labels.cam_of.shape[0])
+
+    def train(self, *, resume: bool = False) -> dict:
+        """Runs the configured stages and returns the summary."""
+        if resume:
+            self._restore()
+        elif self.checkpoints.latest() is not None:
+            raise FileExistsError(
+                f"{self.workdir} already holds checkpoints: continue with --resume, start anew "
+                "with --overwrite, or choose another --workdir"
+            )
+        self.log = RunLog(self.workdir, resume_at=self.progress.next_epochs() if resume else None)
+        self._seconds_before = self.progress.seconds
+        if self.progress.zero_shot is None:
+            self._zero_shot()
+        if "prompts" in self.config.stages:
+            self._train_prompts()
+        if {"intra", "inter"} & set(self.config.stages):
+            self._train_encoder()
+        summary = self._write_summary()
+        self.log.close()
+        return summary
+
+    # Stage 0: the encoder as it came.
+
+    def _zero_shot(self) -> None:
+        if self.config.model.calibrate_neck:
+            self._calibrate_neck()
+        result = self.evaluate()
+        features = self.extract_g(self.state.params, self.state.batch_stats, self.test_images)
+        result["g"] = self._score(features)
+        self.progress.zero_shot = result
+        for head in ("f", "g"):
+            values = result if head == "f" else result["g"]
+            log.info("zero-shot %s: %s", head, format_line(_headline(values)))
+
+    def _calibrate_neck(self) -> None:
+        """Sets the neck's running statistics to those of the training images."""
+        pooled = self.extract_pooled(self.state.params, self.state.batch_stats, self.images)
+        pooled = np.asarray(pooled, np.float64)
+        stats = dict(self.state.batch_stats)
+        like = stats["neck/mean"]
+        stats["neck/mean"] = jnp.asarray(pooled.mean(0), like.dtype)
+        stats["neck/var"] = jnp.asarray(pooled.var(0, ddof=1), like.dtype)
+        self.state = self.state.replace(batch_stats=replicate(stats, self.mesh))
+
+    # Stage 1.
+
+    def _train_prompts(self) -> None:
+        config, start = self.config.prompts, self.progress.prompt_epochs
+        if start < config.epochs:
+            clock = time.monotonic()
+            self._prompt_epochs(start)
+            self._finish_prompts(time.monotonic() - clock)
+
+    def _prompt_epochs(self, start: int) -> None:
+        config = self.config.prompts
+        context = self._prompt_context()
+        step = prompts.make_prompt_step(
+            self.text_graph, self.template, config, on_trace=self.traces.append
+        )
+        bar = tqdm(total=config.epochs, initial=start, desc="prompts", unit="epoch", leave=False)
+        for epoch in range(start, config.epochs):
+            rate = prompt_cosine(
+                epoch + 1,
+                base=config.base_lr,
+                warmup_from=config.warmup_from,
+                warmup_epochs=config.warmup_epochs,
+                minimum=config.min_lr,
+                epochs=config.epochs,
+            )
+            rate = np.asarray(rate, self.prompt_state.prompts.dtype)
+            rows, valid = shuffled_batches(
+                len(self.labels.label), seed=self.config.seed, epoch=epoch, batch=config.batch
+            )
+            found = []
+            for batch_rows, batch_valid in zip(rows, valid, strict=True):
+                self.prompt_state, metrics = step(
+                    self.prompt_state, context, batch_rows, batch_valid, rate
+                )
+                found.append(metrics)
+            means = _mean_metrics(found) | {"learning_rate": float(rate)}
+            self.log.write("prompts", epoch, means)
+            bar.set_postfix(loss=f"{means['loss']:.3f}")
+            bar.update()
+            self.progress.prompt_epochs = epoch + 1
+            last = epoch + 1 == config.epochs
+            if not last:  # the last one is saved with the texts
+                self._save()
+            self._losses_so_far = means
+        bar.close()
+
+    def _prompt_context(self) -> prompts.PromptContext:
+        g = self.extract_g(self.state.params, self.state.batch_stats, self.images)
+        context = prompts.PromptContext(
+            text_params=self.text_params,
+            sentence=self.sentence,
+            image_features=g,
+            label=jnp.asarray(self.labels.label, jnp.int32),
+            camid=jnp.asarray(self.dataset.train.camid, jnp.int32),
+            cam_of=jnp.asarray(self.labels.cam_of, jnp.int32),
+        )
+        return replicate(context, self.mesh)
+
+    def _finish_prompts(self, seconds: float) -> None:
+        encode = prompts.make_class_texts(self.text_graph, self.template)
+        self.class_text = encode(self.text_params, self.sentence, self.prompt_state.prompts)
+        context = self._prompt_context()
+        top1 = prompts.top1_inside_camera(
+            context.image_features, self.class_text, context.label, context.cam_of
+        )
+        entry = {
+            "name": "prompts",
+            "loss": self._losses_so_far["loss"],
+            "top1_inside_camera": float(top1),
+            "seconds": seconds,
+        }
+        self.progress.stages.append(entry)
+        log.info("prompts: %s", format_line({k: v for k, v in entry.items() if k != "name"}))
+        self._save()
+
+    # Stages 2 and 3.
+
+    def _train_encoder(self) -> None:
+        schedule = self.config.schedule
+        border = schedule.border("intra_epochs")
+        stop = schedule.epochs if "inter" in self.config.stages else border
+        start = self.progress.encoder_epochs
+        if "intra" not in self.config.stages and start < border:
+            log.warning("stage 2 was not trained in this run folder; stage 3 starts from CLIP")
+            start = self.progress.encoder_epochs = border
+        if start >= stop:
+            return
+        if self.class_text is None:
+            self._untrained_texts()
+        steps: dict[Phase, Callable] = {}
+        bar = tqdm(
+            total=(stop - start) * schedule.iterations, desc="training", unit="step", leave=False
+        )
+        clock = time.monotonic()
+        for epoch in range(start, stop):
+            phase = phase_of(epoch, self.config)
+            if phase not in steps:
+                steps[phase] = make_step(
+                    self.graphdef,
+                    list(self.state.params),
+                    phase,
+                    self.config,
+                    on_trace=self.traces.append,
+                )
+            scalars = self._encoder_epoch(epoch, phase, steps[phase], bar)
+            self.progress.encoder_epochs = epoch + 1
+            ends = {border: "intra", schedule.epochs: "inter"}.get(epoch + 1)
+            every = self.config.evaluation.every
+            if ends or (every and (epoch + 1) % every == 0):
+                result = self.evaluate()
+                scalars |= {key: result[key] for key in ("mAP", "rank1", "same_camera_share")}
+                if ends:
+                    seconds = time.monotonic() - clock
+                    clock = time.monotonic()
+                    self.progress.stages.append({"name": ends, **result, "seconds": seconds})
+            self.progress.gid_accuracy = scalars["gid_accuracy"]
+            self.log.write("encoder", epoch, scalars)
+            tqdm.write(f"epoch {epoch + 1}/{schedule.epochs} {phase.name}: " + _epoch_line(scalars))
+            self._save()
+        bar.close()
+
+    def _untrained_texts(self) -> None:
+        text = self.config.text
+        if text.intra or text.inter:
+            raise ValueError(
+                "the text losses need trained prompts: run with --stages prompts first (then "
+                "--resume), or set text.intra and text.inter to False"
+            )
+        self.class_text = jnp.zeros((self.num_classes, 1), jnp.float32)
+
+    def _encoder_epoch(self, epoch: int, phase: Phase, step: Callable, bar: tqdm) -> dict:
+        config = self.config
+        features = self.extract_f(self.state.params, self.state.batch_stats, self.images)
+        scalars = self._associate(epoch, phase, features)
+        if phase.ical and not phase_of(epoch - 1, config).ical:
+            self._report_classifier()
+        draws = self._draw_instances(epoch)
+        context = memories.make_context(
+            config,
+            label=self.labels.label,
+            cam_of=self.labels.cam_of,
+            class_text=self.class_text,
+            clusters=self.progress.clusters,
+            draws=draws,
+        )
+        memory = memories.make_memory(phase, features, context, draws)
+        context, memory = replicate((context, memory), self.mesh)
+        self.state = self.state.replace(memory=memory)
+        rate = np.asarray(self._learning_rate(epoch), self.state.classifier.dtype)
+        found = []
+        for rows in self._plan(epoch, phase, context):
+            self.state, metrics = step(
+                self.state, context, self.images, shard_rows(rows, self.mesh), rate
+            )
+            found.append(metrics)
+            bar.update()
+        means = _mean_metrics(found)
+        if not np.isfinite(means["total"]):
+            raise FloatingPointError(
+                f"the loss of epoch {epoch + 1} is {means['total']}: lower optimizer.base_lr, or "
+                "resume from the last checkpoint with another seed"
+            )
+        return means | scalars | {"learning_rate": float(rate)}
+
+    def _associate(self, epoch: int, phase: Phase, features: jax.Array) -> dict:
+        """Renews the pseudo identities when due; in stage 2 the result is only logged."""
+        config = self.config.association
+        border = self.config.schedule.border("intra_epochs")
+        if phase.stage == "inter" and (epoch - border) % config.every:
+            return {}
+        found = memories.associate_features(features, self.labels.label, self.labels.cam_of, config)
+        self.progress.clusters = found.labels
+        report = diagnostics(found, self.labels.pid_of, self.labels.cam_of)
+        if phase.stage == "inter" and found.num_clusters == 0:
+            log.warning("no class was associated across cameras: stage 3 has nothing to learn")
+        return {f"association_{key}": float(value) for key, value in report.items()}
+
+    def _draw_instances(self, epoch: int) -> memories.InstanceDraws:
+        slots = self.config.icdl.instances
+        if slots == 0:
+            return memories.all_instances(self.labels.label, self.num_classes)
+        seed = int(np.random.SeedSequence((self.config.seed, epoch)).generate_state(1)[0])
+        index = draw_instances(self.labels.label, self.num_classes, slots, seed)
+        return memories.InstanceDraws(index=index, valid=np.ones(index.shape, bool))
+
+    def _plan(self, epoch: int, phase: Phase, context: Context) -> np.ndarray:
+        config, iterations = self.config.sampler, self.config.schedule.iterations
+        labels, seed, first_step = self.labels.label, self.config.seed, epoch * iterations
+        if config.kind == "cluster_pk" and phase.stage == "inter":
+            # Labels change every epoch, and with them the stream starts anew.
+            labels = np.asarray(self.progress.clusters)[labels]
+            seed, first_step = seed + 1_000_003 * (epoch + 1), 0
+        return plan(
+            labels,
+            seed=seed,
+            first_step=first_step,
+            steps=iterations,
+            classes_per_batch=config.classes,
+            images_per_class=config.images,
+        )
+
+    def _report_classifier(self) -> None:
+        accuracy, chance = self.progress.gid_accuracy, 1 / self.num_classes
+        log.info("ICAL starts; the classifier's batch accuracy is %.4f", accuracy)
+        if accuracy < 5 * chance:
+            log.warning(
+                "the global classifier is near chance (%.4f, chance %.4f) where ICAL starts: start "
+                "it later (schedule.ical_start) or raise optimizer.classifier_lr",
+                accuracy,
+                chance,
+            )
+
+    def _learning_rate(self, epoch: int) -> float:
+        config = self.config.optimizer
+        return warmup_multistep(
+            epoch,
+            base=config.base_lr,
+            warmup_epochs=config.warmup_epochs,
+            warmup_factor=config.warmup_factor,
+            milestones=config.milestones,
+            gamma=config.gamma,
+        )
+
+    # Evaluation, checkpoints, summary.
+
+    def evaluate(self) -> dict[str, float]:
+        """Metrics of the retrieval feature on the test set."""
+        return self._score(
+            self.extract_f(self.state.params, self.state.batch_stats, self.test_images)
+        )
+
+    def _score(self, features: jax.Array) -> dict[str, float]:
+        return score(features, self.dataset, no_match=self.config.evaluation.no_match)
+
+    def _save(self) -> None:
+        state = {
+            "params": self.state.params,
+            "batch_stats": self.state.batch_stats,
+            "opt_state": leaves_by_path(self.state.opt_state),
+            "classifier": self.state.classifier,
+            "classifier_opt": leaves_by_path(self.state.classifier_opt),
+            "step": self.state.step,
+            "prompts": leaves_by_path(self.prompt_state),
+        }
+        if self.class_text is not None:
+            state["class_text"] = self.class_text
+        self.progress.seconds = self._seconds_before + self.log.seconds
+        meta = {
+            "format": 1,
+            "method": "ccafl",
+            "config": _jsonable(dataclasses.asdict(self.config)),
+            "progress": self.progress.to_json(),
+            "classes": self.num_classes,
+            "vision": self.vision,
+            "data_root": self.dataset.root,
+        }
+        self.checkpoints.save(self.progress.number, state, meta)
+
+    def _restore(self) -> None:
+        meta = self.checkpoints.restore_meta()
+        if meta["classes"] != self.num_classes:
+            raise ValueError(
+                f"the checkpoint in {self.workdir} has {meta['classes']} classes, the training set "
+                f"has {self.num_classes}: point data.root at the set it was trained on"
+            )
+        state = self.checkpoints.restore()
+        restored = self.state.replace(
+            step=state["step"],
+            params=_same_keys(self.state.params, state["params"]),
+            batch_stats=_same_keys(self.state.batch_stats, state["batch_stats"]),
+            opt_state=restore_leaves(self.state.opt_state, state["opt_state"]),
+            classifier=state["classifier"],
+            classifier_opt=restore_leaves(self.state.classifier_opt, state["classifier_opt"]),
+        )
+        self.state = replicate(restored, self.mesh)
+        self.prompt_state = replicate(
+            restore_leaves(self.prompt_state, state["prompts"]), self.mesh
+        )
+        if "class_text" in state:
+            self.class_text = replicate(state["class_text"], self.mesh)
+        self.progress = Progress.from_json(meta["progress"])
+        log.info(
+            "resumed after %d prompt and %d encoder epochs",
+            self.progress.prompt_epochs,
+            self.progress.encoder_epochs,
+        )
+
+    def _write_summary(self) -> dict:
+        progress = self.progress
+        trained = [s for s in progress.stages if s["name"] in ("intra", "inter")]
+        final = {k: v for k, v in (trained or [progress.zero_shot])[-1].items() if k != "g"}
+        summary = {
+            "method": "ccafl",
+            "zero_shot": progress.zero_shot,
+            "stages": progress.stages,
+            "final": {k: v for k, v in final.items() if k not in ("name", "seconds")},
+            "seconds": self._seconds_before + self.log.seconds,
+            "published": self.config.published,
+            "dataset": self.dataset.name,
+            "classes": self.num_classes,
+            "train_images": int(self.images.shape[0]),
+        }
+        write_json(self.workdir / "summary.json", summary)
+        print(result_table(summary_rows(summary)))
+        return summary
+
+
+@dataclasses.dataclass
+class Progress:
+    """How far a run has come; the part of its state that is not arrays of the model."""
+
+    prompt_epochs: int = 0
+    encoder_epochs: int = 0
+    zero_shot: dict | None = None
+    stages: list = dataclasses.field(default_factory=list)
+    clusters: np.ndarray = dataclasses.field(default_factory=lambda: np.zeros(0, np.int32))
+    gid_accuracy: float = 0.0
+    seconds: float = 0.0
+
+    @property
+    def number(self) -> int:
+        """Number of the checkpoint."""
+        return self.prompt_epochs + self.encoder_epochs
+
+    def next_epochs(self) -> dict[str, int]:
+        """First epoch of each log that is still to come."""
+        return {"prompts": self.prompt_epochs, "encoder": self.encoder_epochs}
+
+    def to_json(self) -> dict:
+        """As JSON values."""
+        return dataclasses.asdict(self) | {"clusters": np.asarray(self.clusters).tolist()}
+
+    @classmethod
+    def from_json(cls, values: dict) -> "Progress":
+        """Inverse of `to_json`."""
+        return cls(**values | {"clusters": np.asarray(values["clusters"], np.int32)})
+
+
+def _headline(metrics: dict) -> dict:
+    return {key: metrics[key] for key in ("mAP", "rank1", "same_camera_share")}
+
+
+def _mean_metrics(found: list[dict]) -> dict[str, float]:
+    """Means over an epoch; the only place that waits for the device."""
+    values = jax.device_get(found)
+    return {key: float(np.mean([v[key] for v in values])) for key in values[0]}
+
+
+def _epoch_line(scalars: dict[str, float]) -> str:
+    shown = {"loss": scalars["total"], "gid_acc": scalars["gid_accuracy"]}
+    for key in ("association_clusters", "association_precision", "mAP", "rank1"):
+        if key in scalars:
+            shown[key.removeprefix("association_")] = scalars[key]
+    return format_line(shown)
+
+
+def _same_keys(expected: dict, found: dict) -> dict:
+    missing, extra = sorted(expected.keys() - found.keys()), sorted(found.keys() - expected.keys())
+    if missing or extra:
+        raise ValueError(
+            f"the checkpoint is of another model: it lacks {missing[:3]} and has {extra[:3]}; use "
+            "the model options it was trained with"
+        )
+    return {key: found[key] for key in expected}
+
+
+def _jsonable(value):
+    return json.loads(json.dumps(value))

@@ -1,0 +1,76 @@
+"""From options to a run: data set, pixels, CLIP towers and tokenizer."""
+
+import importlib.resources
+import logging
+import pathlib
+
+import jax.numpy as jnp
+import numpy as np
+
+from ccafl_jax.data.market1501 import load_market1501
+from ccafl_jax.data.records import ReIDDataset
+from ccafl_jax.data.sources import load_images
+from ccafl_jax.methods.ccafl.config import CCAFLConfig, DataConfig, ModelConfig
+from ccafl_jax.methods.ccafl.run import Images, Run
+from ccafl_jax.models.clip import CLIP, Tokenizer, load_clip
+from ccafl_jax.models.layers import Compute
+
+log = logging.getLogger("ccafl_jax")
+
+
+def prepare_run(config: CCAFLConfig, *, workdir: pathlib.Path, root: str) -> Run:
+    """Reads everything a run needs.
+
+    Args:
+      config: options.
+      workdir: folder of the run.
+      root: folder of the data set; `config.data.root`, or what the caller made in its place.
+
+    Raises:
+      FileNotFoundError, ValueError: with one line that says what is missing and what to do.
+    """
+    if not root:
+        raise ValueError(
+            f"no data: set --config.data.root to the folder of {config.data.name} (images in "
+            "bounding_box_train, query and bounding_box_test)"
+        )
+    directory = weights_directory(config.model)
+    clip, tokenizer = load_towers(config, directory), Tokenizer(directory)
+    dataset = load_market1501(root)
+    log.info("%s", dataset.summary())
+    return Run(
+        config,
+        dataset=dataset,
+        images=read_images(dataset, config.data),
+        clip=clip,
+        tokenizer=tokenizer,
+        workdir=workdir,
+    )
+
+
+def read_images(dataset: ReIDDataset, config: DataConfig) -> Images:
+    """Decodes and resizes all splits."""
+
+    def read(paths: np.ndarray) -> np.ndarray:
+        return load_images(paths, config.height, config.width)
+
+    test_paths = np.concatenate([dataset.query.path, dataset.gallery.path])
+    return Images(train=read(dataset.train.path), test=read(test_paths))
+
+
+def weights_directory(config: ModelConfig) -> pathlib.Path:
+    """The folder of the CLIP checkpoint; the shipped tiny CLIP when none is named."""
+    if config.weights:
+        return pathlib.Path(config.weights)
+    return pathlib.Path(str(importlib.resources.files("ccafl_jax") / "assets" / "tiny_clip"))
+
+
+def load_towers(config: CCAFLConfig, directory: pathlib.Path) -> CLIP:
+    """Both towers, for the recipe's image size and stride."""
+    return load_clip(
+        directory,
+        image_size=(config.data.height, config.data.width),
+        last_stride=config.model.last_stride,
+        activation=config.model.activation or None,
+        compute=Compute(dtype=jnp.dtype(config.model.compute_dtype)),
+    )

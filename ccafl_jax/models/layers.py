@@ -1,0 +1,346 @@
+"""Layers that the backbones share: convolution, batch normalisation, pooling, the BN neck.
+
+Images and feature maps are channels-last: `[batch, height, width, channels]`.
+"""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from ccafl_jax import numerics
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Compute:
+    """Arithmetic of an encoder.
+
+    Attributes:
+      dtype: of the activations; None means `param_dtype`. Statistics, softmax and outputs are
+        float32 at least, whatever this says.
+      param_dtype: of the parameters and running statistics.
+      precision: of products of float32 on accelerators: "highest", "high" or "default".
+    """
+
+    dtype: jnp.dtype | None = None
+    param_dtype: jnp.dtype = jnp.float32
+    precision: str = "highest"
+
+    def __post_init__(self):
+        if self.precision not in ("highest", "high", "default"):
+            raise ValueError(
+                f"precision is {self.precision!r}; choose 'highest', 'high' or 'default'"
+            )
+
+    @property
+    def activations(self) -> jnp.dtype:
+        """The dtype of activations, resolved."""
+        return jnp.dtype(self.param_dtype if self.dtype is None else self.dtype)
+
+
+class Conv(nnx.Module):
+    """Convolution without bias, with symmetric padding."""
+
+    def __init__(
+        self,
+        in_features: int,
+        out_features: int,
+        *,
+        size: int,
+        stride: int = 1,
+        compute: Compute,
+        rngs: nnx.Rngs,
+    ):
+        """Args: channels in and out, side of the kernel, stride, arithmetic and random streams."""
+        shape = (size, size, in_features, out_features)
+        initializer = nnx.initializers.variance_scaling(2.0, "fan_out", "normal")
+        self.kernel = nnx.Param(initializer(rngs.params(), shape, compute.param_dtype))
+        self.stride = stride
+        self.compute = compute
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """Maps `[batch, h, w, in]` to `[batch, h', w', out]` in the activation dtype."""
+        dtype = self.compute.activations
+        kernel = self.kernel[...].astype(dtype)
+        x = x.astype(dtype)
+        size = kernel.shape[0]
+        if size == 1 and self.stride == 1:  # a matrix product is the faster form on CPUs
+            return jnp.einsum("bhwi,io->bhwo", x, kernel[0, 0], precision=self.compute.precision)
+        pad = (size // 2, size // 2)  # "SAME" would pad (0, 1) at stride 2
+        return jax.lax.conv_general_dilated(
+            x,
+            kernel,
+            window_strides=(self.stride, self.stride),
+            padding=(pad, pad),
+            dimension_numbers=("NHWC", "HWIO", "NHWC"),
+            precision=self.compute.precision,
+        )
+
+
+class Linear(nnx.Module):
+    """Affine map with kernel `[in, out]`."""
+
+    def __init__(
+        self,
+        in_features: int,
+        out_features: int,
+        *,
+        stddev: float,
+        use_bias: bool = True,
+        compute: Compute,
+        rngs: nnx.Rngs,
+    ):
+        """Args: sizes, standard deviation of the initial kernel, arithmetic and random streams."""
+        kernel = jax.random.normal(
+            rngs.params(), (in_features, out_features), jnp.dtype(compute.param_dtype)
+        )
+        self.kernel = nnx.Param(kernel * jnp.asarray(stddev, compute.param_dtype))
+        self.bias = nnx.Param(jnp.zeros(out_features, compute.param_dtype)) if use_bias else None
+        self.compute = compute
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """Maps `[..., in]` to `[..., out]` in the activation dtype."""
+        dtype = self.compute.activations
+        y = jnp.einsum(
+            "...i,io->...o",
+            x.astype(dtype),
+            self.kernel[...].astype(dtype),
+            precision=self.compute.precision,
+        )
+        return y if self.bias is None else y + self.bias[...].astype(dtype)
+
+
+class BatchNorm(nnx.Module):
+    """Batch normalisation over every axis but the last.
+
+    The statistics are taken in float32 at least and in two passes. The output uses the biased
+    variance; the running variance receives n / (n - 1) times that, as the published code does.
+
+    With `group` > 0 each run of `group` contiguous rows has its own statistics, as if it lived on
+    a device of its own, and the running statistics receive the average over the groups. Groups
+    are an averaging matrix over the means of the rows: a reshape would move activations between
+    devices.
+    """
+
+    def __init__(
+        self,
+        features: int,
+        *,
+        use_bias: bool = True,
+        group: int = 0,
+        momentum: float = 0.1,
+        eps: float = 1e-5,
+        param_dtype: jnp.dtype = jnp.float32,
+    ):
+        """Args:
+        features: channels.
+        use_bias: whether a shift is learned; without it the shift is 0.
+        group: rows a group, 0 for the whole batch; a smaller batch is one group.
+        momentum: weight of the new statistics in the running ones.
+        eps: added to the variance.
+        param_dtype: of parameters and running statistics.
+        """
+        self.scale = nnx.Param(jnp.ones(features, param_dtype))
+        self.bias = nnx.Param(jnp.zeros(features, param_dtype)) if use_bias else None
+        self.mean = nnx.BatchStat(jnp.zeros(features, param_dtype))
+        self.var = nnx.BatchStat(jnp.ones(features, param_dtype))
+        self.group = group
+        self.momentum = momentum
+        self.eps = eps
+
+    def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
+        """Normalises and, when training, updates the running statistics.
+
+        Args:
+          x: float[batch, ..., features].
+          train: use the statistics of the batch; otherwise the running ones.
+
+        Returns:
+          float[batch, ..., features], in the dtype of `x`.
+
+        Raises:
+          ValueError: if the groups do not divide the batch.
+        """
+        wide = numerics.at_least_float32(x)
+        if train:
+            mean, var = self._batch_statistics(wide)
+        else:
+            mean, var = self.mean[...], self.var[...]
+        factor = jax.lax.rsqrt(var + self.eps) * self.scale[...]
+        shift = 0.0 if self.bias is None else self.bias[...]
+        return ((wide - mean) * factor + shift).astype(x.dtype)
+
+    def _batch_statistics(self, x: jax.Array) -> tuple[jax.Array, jax.Array]:
+        """Mean and biased variance that broadcast against `x`; updates the running ones."""
+        rows = x.shape[0]
+        inner = tuple(range(1, x.ndim - 1))
+        group = min(self.group, rows) if self.group else rows
+        if group == 0 or rows % group:
+            raise ValueError(
+                f"batch normalisation in groups of {group} rows got a batch of {rows} rows; "
+                f"choose a batch that {group or 1} divides"
+            )
+        if group == rows:
+            axes = (0, *inner)
+            mean = jnp.mean(x, axis=axes)
+            var = jnp.mean(jnp.square(x - mean), axis=axes)
+            mean_of_groups, var_of_groups = mean, var
+        else:
+            member = np.arange(rows) // group
+            average = jnp.asarray((member[:, None] == member) / group, x.dtype)  # [rows, rows]
+            mean = numerics.einsum("rs,sc->rc", average, jnp.mean(x, axis=inner))
+            mean = jnp.expand_dims(mean, inner)
+            squares = jnp.mean(jnp.square(x - mean), axis=inner)
+            var = jnp.expand_dims(numerics.einsum("rs,sc->rc", average, squares), inner)
+            axes = tuple(range(x.ndim - 1))
+            mean_of_groups, var_of_groups = jnp.mean(mean, axis=axes), jnp.mean(var, axis=axes)
+        count = group * x[0, ..., 0].size
+        unbiased = var_of_groups * (count / max(count - 1, 1))
+        self._update(mean_of_groups, unbiased)
+        return mean, var
+
+    def _update(self, mean: jax.Array, var: jax.Array) -> None:
+        for running, new in ((self.mean, mean), (self.var, var)):
+            old = running[...]
+            new = jax.lax.stop_gradient(new).astype(old.dtype)
+            running[...] = (1 - self.momentum) * old + self.momentum * new
+
+
+class BNNeck(BatchNorm):
+    """Batch normalisation of the pooled feature, with a learned scale and the shift fixed at 0.
+
+    Source: Luo et al., "Bag of tricks and a strong baseline for deep person re-identification".
+    """
+
+    def __init__(self, features: int, *, group: int = 0, param_dtype: jnp.dtype = jnp.float32):
+        """Args: size of the feature, rows a group (0: whole batch), dtype of the parameters."""
+        super().__init__(features, use_bias=False, group=group, param_dtype=param_dtype)
+
+
+class GeM(nnx.Module):
+    """Generalised mean over positions: `mean(max(x, eps) ** p) ** (1 / p)` with `p` learned.
+
+    Source: Radenovic et al., "Fine-tuning CNN image retrieval with no human annotation".
+    """
+
+    def __init__(self, *, p: float = 3.0, eps: float = 1e-6, param_dtype: jnp.dtype = jnp.float32):
+        """Args: initial exponent, smallest entry, dtype of the exponent."""
+        self.p = nnx.Param(jnp.asarray(p, param_dtype))
+        self.eps = eps
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """Pools `[batch, h, w, channels]` to `[batch, channels]`, float32 at least."""
+        p = self.p[...]
+        x = jnp.maximum(numerics.at_least_float32(x), self.eps)
+        return jnp.mean(x**p, axis=(1, 2)) ** (1 / p)
+
+
+class AttentionPool(nnx.Module):
+    """Attention of the mean token over all positions: CLIP's pooling for ResNets.
+
+    Only the mean token asks. Its query is therefore carried through the key projection to the
+    tokens, and the values are projected after they are averaged: the same result as projecting
+    every token, at a fraction of the work. The bias of the keys shifts all logits of a head alike
+    and drops out of the softmax; it stays a parameter because checkpoints hold it.
+    """
+
+    def __init__(
+        self,
+        grid: tuple[int, int],
+        *,
+        features: int,
+        heads: int,
+        out_features: int,
+        compute: Compute,
+        rngs: nnx.Rngs,
+    ):
+        """Args:
+        grid: height and width of the feature map.
+        features: channels of the map.
+        heads: attention heads; they divide `features`.
+        out_features: size of the projected feature.
+        compute: arithmetic.
+        rngs: random streams.
+        """
+        if features % heads:
+            raise ValueError(f"{heads} attention heads do not divide {features} channels")
+        stddev = features**-0.5
+        shape = (1 + grid[0] * grid[1], features)
+        table = jax.random.normal(rngs.params(), shape, jnp.dtype(compute.param_dtype))
+        self.positional_embedding = nnx.Param(table * jnp.asarray(stddev, compute.param_dtype))
+
+        def linear(size):
+            return Linear(features, size, stddev=stddev, compute=compute, rngs=rngs)
+
+        self.q_proj = linear(features)
+        self.k_proj = linear(features)
+        self.v_proj = linear(features)
+        self.c_proj = linear(out_features)
+        self.grid = tuple(grid)
+        self.heads = heads
+        self.compute = compute
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """Pools `[batch, h, w, features]` to `[batch, out_features]`.
+
+        Raises:
+          ValueError: if the map is not of the grid that the positions were made for.
+        """
+        batch, height, width, channels = x.shape
+        if (height, width) != self.grid:
+            raise ValueError(
+                f"attention pool got a {height}x{width} map, its positions are for "
+                f"{self.grid[0]}x{self.grid[1]}; build the model with the size of its images"
+            )
+        dtype, precision = self.compute.activations, self.compute.precision
+        x = x.astype(dtype).reshape(batch, height * width, channels)
+        center = jnp.mean(x, axis=1, keepdims=True, dtype=jnp.promote_types(dtype, jnp.float32))
+        tokens = jnp.concatenate([center.astype(dtype), x], axis=1)  # [batch, 1 + h w, channels]
+        tokens = tokens + self.positional_embedding[...].astype(dtype)
+
+        def per_head(projection):  # [channels, heads, channels / heads]
+            kernel = projection.kernel[...].astype(dtype)
+            return kernel.reshape(channels, self.heads, -1)
+
+        query = self.q_proj(tokens[:, 0]).reshape(batch, self.heads, -1)
+        query = query * query.shape[-1] ** -0.5
+        asked = jnp.einsum("bhd,chd->bhc", query, per_head(self.k_proj), precision=precision)
+        logits = jnp.einsum("bhc,btc->bht", asked, tokens, precision=precision)
+        weight = jax.nn.softmax(numerics.at_least_float32(logits), axis=-1).astype(dtype)
+        context = jnp.einsum("bht,btc->bhc", weight, tokens, precision=precision)
+        value = jnp.einsum("bhc,chd->bhd", context, per_head(self.v_proj), precision=precision)
+        value = value.reshape(batch, channels) + self.v_proj.bias[...].astype(dtype)
+        return self.c_proj(value)
+
+
+def average_pool2(x: jax.Array) -> jax.Array:
+    """Means of 2x2 blocks of `[batch, h, w, channels]`; an odd last row or column is left out."""
+    batch, height, width, channels = x.shape
+    height, width = height // 2, width // 2
+    x = x[:, : 2 * height, : 2 * width].reshape(batch, height, 2, width, 2, channels)
+    return jnp.mean(x, axis=(2, 4))
+
+
+def resize_positions(
+    table: jax.Array, *, old_grid: tuple[int, int], new_grid: tuple[int, int]
+) -> jax.Array:
+    """Resizes a position table: the first row is kept, the grid is interpolated.
+
+    Bilinear with half-pixel centres and without anti-aliasing, as CLIP-ReID does.
+
+    Args:
+      table: float[1 + old_h * old_w, channels].
+      old_grid: height and width of the grid of `table`.
+      new_grid: height and width asked for.
+
+    Returns:
+      float[1 + new_h * new_w, channels].
+    """
+    if tuple(old_grid) == tuple(new_grid):
+        return jnp.asarray(table)
+    channels = table.shape[-1]
+    grid = jnp.asarray(table[1:]).reshape(*old_grid, channels)
+    grid = jax.image.resize(grid, (*new_grid, channels), "bilinear", antialias=False)
+    return jnp.concatenate([table[:1], grid.reshape(-1, channels)], axis=0)

@@ -1,0 +1,1 @@
+"""What a run leaves for people: the summary and its table."""

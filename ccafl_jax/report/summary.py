@@ -1,0 +1,56 @@
+"""`summary.json` of a run and the table printed at its end."""
+
+import json
+import os
+import pathlib
+from collections.abc import Mapping, Sequence
+
+COLUMNS = (
+    ("mAP", "mAP"),
+    ("rank1", "rank-1"),
+    ("rank5", "rank-5"),
+    ("rank10", "rank-10"),
+    ("mINP", "mINP"),
+    ("same_camera_share", "same-camera"),
+)
+
+
+def write_json(path: pathlib.Path, value: Mapping) -> None:
+    """Writes JSON so that a reader sees the old file or the new one, never a part."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(path.name + ".tmp")
+    with temporary.open("w") as file:
+        json.dump(value, file, indent=2)
+        file.write("\n")
+        file.flush()
+        os.fsync(file.fileno())
+    temporary.replace(path)
+
+
+def result_table(rows: Sequence[tuple[str, Mapping[str, float]]]) -> str:
+    """A text table of results in percent.
+
+    Args:
+      rows: (name, metrics with values in 0..1); a metric that is absent shows as "-".
+    """
+    width = max(len(name) for name, _ in rows)
+    lines = [" " * width + "".join(f"{title:>13}" for _, title in COLUMNS)]
+    for name, metrics in rows:
+        cells = (
+            f"{100 * metrics[key]:13.1f}" if key in metrics else f"{'-':>13}" for key, _ in COLUMNS
+        )
+        lines.append(f"{name:<{width}}" + "".join(cells))
+    return "\n".join(lines)
+
+
+def summary_rows(summary: Mapping) -> list[tuple[str, Mapping[str, float]]]:
+    """Rows of :func:`result_table` from a summary."""
+    rows = []
+    zero_shot = summary.get("zero_shot")
+    if zero_shot:
+        rows.append(("zero-shot f", zero_shot))
+        if "g" in zero_shot:
+            rows.append(("zero-shot g", zero_shot["g"]))
+    names = {"intra": "after stage 2 (intra)", "inter": "after stage 3 (inter)"}
+    rows += [(names[s["name"]], s) for s in summary["stages"] if s["name"] in names]
+    return rows

@@ -1,0 +1,1 @@
+"""Training: state, optimisers, sharding, checkpoints, extraction and logs. Knows no method."""

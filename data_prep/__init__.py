@@ -1,0 +1,1 @@
+"""Makes what the library trains on: the synthetic people and the tiny CLIP."""

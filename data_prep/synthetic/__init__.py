@@ -1,0 +1,60 @@
+"""Synthetic people for person re-identification, in the folder layout of Market-1501.
+
+People share a palette and differ by pattern, print, bag and shape; some of it shows from one side
+only; cameras turn colours, look from their own direction and have several backdrops. So identities
+must be learnt, and crossing cameras must be learnt too. From the command line:
+
+    python -m data_prep.synthetic --out DIR --seed 0
+
+writes bounding_box_train, query, bounding_box_test and generator.json.
+"""
+
+from data_prep.synthetic.cameras import Camera, draw_cameras
+from data_prep.synthetic.folder import (
+    SAMPLE_SHA256,
+    VERSION,
+    SyntheticConfig,
+    folder_names,
+    sample_hash,
+    write_folder,
+    write_names,
+)
+from data_prep.synthetic.names import ParsedName, parse_name
+from data_prep.synthetic.people import (
+    ATTRIBUTES,
+    DOMAINS,
+    VOCABULARY,
+    Person,
+    attributes,
+    caption,
+    code_distance,
+    draw_people,
+)
+from data_prep.synthetic.render import Plan, encode, make_plan, portrait, render_images
+
+__all__ = [
+    "ATTRIBUTES",
+    "DOMAINS",
+    "SAMPLE_SHA256",
+    "VERSION",
+    "VOCABULARY",
+    "Camera",
+    "ParsedName",
+    "Person",
+    "Plan",
+    "SyntheticConfig",
+    "attributes",
+    "caption",
+    "code_distance",
+    "draw_cameras",
+    "draw_people",
+    "encode",
+    "folder_names",
+    "make_plan",
+    "parse_name",
+    "portrait",
+    "render_images",
+    "sample_hash",
+    "write_folder",
+    "write_names",
+]

@@ -1,0 +1,55 @@
+"""What the command-line scripts share: configuration files with overrides, one-line errors."""
+
+import contextlib
+import logging
+import pathlib
+import sys
+from collections.abc import Iterator
+
+from absl import flags
+from ml_collections import ConfigDict, config_flags
+
+
+def read_config(path: str, overrides: list[str]) -> ConfigDict:
+    """The configuration of a file, with `--config.a.b=value` overrides applied.
+
+    Raises:
+      ValueError: a missing file, an unknown key (the nearest known one is named) or a bad value.
+    """
+    if not pathlib.Path(path).is_file():
+        raise ValueError(f"--config {path}: no such file; the recipes are in configs/")
+    foreign = [word for word in overrides if not word.startswith("--config.")]
+    if foreign:
+        raise ValueError(
+            f"unknown argument {foreign[0]!r}: options of a recipe are written "
+            "--config.group.name=value; see --help"
+        )
+    values = flags.FlagValues()
+    holder = config_flags.DEFINE_config_file("config", flag_values=values)
+    try:
+        values(["command", f"--config={path}", *overrides])
+    except (KeyError, AttributeError) as error:
+        message = str(error.args[0]).replace("\\'", "'").strip("'\"").replace("\n", ": ")
+        raise ValueError(f"unknown option in {' '.join(overrides)}: {message}") from None
+    except flags.Error as error:
+        raise ValueError(str(error)) from None
+    return holder.value
+
+
+@contextlib.contextmanager
+def one_line_errors() -> Iterator[None]:
+    """Turns errors that a user can mend into one line on stderr and exit status 2."""
+    try:
+        yield
+    except (ValueError, FileNotFoundError, FileExistsError, ImportError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        raise SystemExit(2) from error
+    except KeyboardInterrupt:
+        print("interrupted; continue with --resume", file=sys.stderr)
+        raise SystemExit(130) from None
+
+
+def start_logging() -> None:
+    """Messages of the library as plain lines on stdout; other libraries from warnings up."""
+    logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stdout)
+    logging.getLogger("ccafl_jax").setLevel(logging.INFO)

@@ -1,0 +1,18 @@
+#!/usr/bin/env bash
+# Trains, evaluates and saves a CCAFL model on the embedded synthetic people.
+#
+#   bash scripts/demo.sh            minutes on two CPU cores
+#   bash scripts/demo.sh --smoke    every stage and phase, a few steps each, tiny data
+#   bash scripts/demo.sh --bench    a longer run, about half an hour
+#
+# Further arguments go to scripts/train.py, for example --config.seed=2. The run lands in
+# runs/demo (runs/demo_smoke, runs/demo_bench), whose earlier content is replaced.
+source "$(dirname "${BASH_SOURCE[0]}")/environment.sh"
+
+variant=""
+case "${1:-}" in
+  --smoke | --bench) variant="_${1#--}"; shift ;;
+  --help | -h) sed -n '2,10s/^# \{0,1\}//p' scripts/demo.sh; exit 0 ;;
+esac
+exec "$python" scripts/train.py --config "configs/ccafl_demo${variant}.py" \
+  --workdir "runs/demo${variant}" --overwrite "$@"

@@ -1,0 +1,80 @@
+"""Trains CCAFL from a configuration file."""
+
+import argparse
+import pathlib
+import shutil
+
+from command import one_line_errors, read_config, start_logging
+
+EXAMPLES = """\
+examples:
+  the embedded demonstration (synthetic people, tiny CLIP, minutes on a CPU)
+    python scripts/train.py --config configs/ccafl_demo.py --workdir runs/demo
+  Market-1501 with a CLIP RN50 checkpoint in a local folder
+    python scripts/train.py --config configs/ccafl_market1501.py --config.data.root=DIR \\
+        --config.model.weights=CLIP_DIR --workdir runs/market1501
+  continue after an interruption, or run single stages
+    python scripts/train.py --config ... --workdir runs/market1501 --resume
+    python scripts/train.py --config ... --workdir runs/m --stages prompts
+    python scripts/train.py --config ... --workdir runs/m --stages intra --resume
+"""
+
+
+def main() -> None:
+    """Parses the arguments and runs."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, epilog=EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--config", required=True, help="recipe, a file under configs/")
+    parser.add_argument("--workdir", required=True, type=pathlib.Path, help="folder of the run")
+    parser.add_argument("--resume", action="store_true", help="continue after the last checkpoint")
+    parser.add_argument(
+        "--overwrite", action="store_true", help="remove the run in --workdir and start anew"
+    )
+    parser.add_argument("--stages", help="comma-separated subset of prompts,intra,inter")
+    arguments, overrides = parser.parse_known_args()
+    start_logging()
+    with one_line_errors():
+        run(arguments, overrides)
+
+
+def run(arguments: argparse.Namespace, overrides: list[str]) -> None:
+    """Builds the run and trains."""
+    from ccafl_jax.methods.ccafl.config import CCAFLConfig
+    from ccafl_jax.methods.ccafl.setup import prepare_run
+    from ccafl_jax.options import from_mapping
+
+    raw = read_config(arguments.config, overrides)
+    if arguments.stages:
+        raw.stages = tuple(arguments.stages.split(","))
+    config = from_mapping(CCAFLConfig, raw.to_dict())
+    if arguments.overwrite:
+        remove_run(arguments.workdir)
+    root = config.data.root
+    if not root and config.data.name == "synthetic":
+        root = draw_synthetic(arguments.workdir / "data", config.data.synthetic_seed)
+    training = prepare_run(config, workdir=arguments.workdir, root=str(root))
+    training.train(resume=arguments.resume)
+    print(f"summary: {arguments.workdir / 'summary.json'}")
+
+
+def remove_run(workdir: pathlib.Path) -> None:
+    """Removes what a run writes; other files in the folder stay."""
+    for name in ("checkpoints", "tensorboard"):
+        shutil.rmtree(workdir / name, ignore_errors=True)
+    for name in ("summary.json", "metrics.jsonl"):
+        (workdir / name).unlink(missing_ok=True)
+
+
+def draw_synthetic(folder: pathlib.Path, seed: int) -> pathlib.Path:
+    """Draws the embedded people of a seed into the run folder unless they are there."""
+    from data_prep.synthetic import SyntheticConfig, write_folder
+
+    folder = folder / f"seed{seed}"
+    counts = write_folder(folder, SyntheticConfig(seed=seed))
+    print(f"synthetic people: {sum(counts.values())} images in {folder}")
+    return folder
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,105 @@
+"""A whole run: phases, files, resuming, single stages, and what it refuses."""
+
+import dataclasses
+import json
+
+import numpy as np
+import pytest
+
+from ccafl_jax.methods.ccafl.config import SamplerConfig, TextConfig
+from ccafl_jax.methods.ccafl.inference import load_trained
+from tests.methods.small_run import SMALL, small_run
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    workdir = tmp_path_factory.mktemp("whole")
+    run = small_run(workdir)
+    return run, run.train(), workdir
+
+
+def test_summary_holds_every_stage(whole):
+    _, summary, workdir = whole
+    assert json.loads((workdir / "summary.json").read_text()) == summary
+    assert [stage["name"] for stage in summary["stages"]] == ["prompts", "intra", "inter"]
+    for metrics in (summary["zero_shot"], summary["zero_shot"]["g"], *summary["stages"][1:]):
+        assert 0 < metrics["mAP"] <= 1 and 0 <= metrics["same_camera_share"] <= 1
+    inter = summary["stages"][-1]
+    assert summary["final"]["mAP"] == inter["mAP"] and summary["seconds"] > inter["seconds"] > 0
+    assert summary["classes"] == 24
+
+
+def test_every_phase_compiles_once(whole):
+    run = whole[0]
+    assert run.traces == ["prompts", "intra+text", "inter", "inter+text", "inter+text+ical"]
+
+
+def test_log_has_one_line_an_epoch(whole):
+    lines = [json.loads(x) for x in (whole[2] / "metrics.jsonl").read_text().splitlines()]
+    assert [(x["stage"], x["epoch"]) for x in lines] == [
+        *(("prompts", e) for e in range(2)),
+        *(("encoder", e) for e in range(4)),
+    ]
+    last = lines[-1]
+    assert {"total", "inter", "text_inter", "ical", "gid", "association_precision"} <= set(last)
+    assert all(np.isfinite(value) for key, value in last.items() if key != "stage")
+
+
+def test_trained_model_reproduces_the_final_figures(whole):
+    run, summary, workdir = whole
+    model = load_trained(workdir)
+    features = model.embed(run.test_images)
+    np.testing.assert_allclose(run._score(features)["mAP"], summary["final"]["mAP"], rtol=1e-6)
+    assert model.number == 6
+    with pytest.raises(FileNotFoundError, match="train first, or check --workdir"):
+        load_trained(workdir / "nowhere")
+
+
+def test_resumed_run_ends_in_the_same_state(whole, tmp_path):
+    finished = whole[0]
+    assert small_run(tmp_path, stages=("prompts",)).train()["stages"][0]["name"] == "prompts"
+    small_run(tmp_path, stages=("intra",)).train(resume=True)
+    run = small_run(tmp_path)
+    summary = run.train(resume=True)
+    assert [stage["name"] for stage in summary["stages"]] == ["prompts", "intra", "inter"]
+    for name, value in finished.state.params.items():
+        np.testing.assert_array_equal(run.state.params[name], value, err_msg=name)
+    np.testing.assert_array_equal(run.state.classifier, finished.state.classifier)
+    np.testing.assert_array_equal(run.prompt_state.prompts, finished.prompt_state.prompts)
+    lines = (tmp_path / "metrics.jsonl").read_text().splitlines()
+    assert len(lines) == 6
+
+
+def test_a_folder_with_checkpoints_is_not_overwritten(whole):
+    with pytest.raises(FileExistsError, match="--resume, start anew with --overwrite"):
+        small_run(whole[2]).train()
+
+
+def test_checkpoint_of_another_set_is_refused(whole):
+    run = small_run(whole[2])
+    run.labels = dataclasses.replace(run.labels, cam_of=run.labels.cam_of[:-1])
+    with pytest.raises(ValueError, match="24 classes, the training set has 23"):
+        run.train(resume=True)
+
+
+def test_text_losses_need_prompts(tmp_path):
+    with pytest.raises(ValueError, match="--stages prompts first"):
+        small_run(tmp_path, stages=("intra",)).train()
+
+
+def test_intra_alone_without_texts(tmp_path):
+    run = small_run(tmp_path, stages=("intra",), text=TextConfig(intra=False, inter=False))
+    assert [stage["name"] for stage in run.train()["stages"]] == ["intra"]
+    assert run.traces == ["intra"]
+
+
+def test_batch_that_the_devices_do_not_divide(tmp_path):
+    with pytest.raises(ValueError, match="does not divide over 8 devices"):
+        small_run(tmp_path, sampler=SamplerConfig(classes=3, images=4))
+
+
+def test_eight_devices_equal_one(whole, tmp_path):
+    run = small_run(tmp_path, dataclasses.replace(SMALL, devices=1))
+    run.train()
+    for name, value in whole[0].state.params.items():
+        np.testing.assert_allclose(run.state.params[name], value, atol=2e-3, err_msg=name)

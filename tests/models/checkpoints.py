@@ -1,0 +1,42 @@
+"""Checkpoints made up for tests."""
+
+import numpy as np
+from flax import nnx
+
+from ccafl_jax.models.clip import CLIP, CLIPConfig, ResNetConfig, TextConfig, weights
+
+
+def small_config(*, image_size=(64, 32), last_stride=1, activation="quick_gelu"):
+    """A model of a few thousand parameters."""
+    return CLIPConfig(
+        embed_dim=6,
+        vision=ResNetConfig(
+            layers=(1, 1, 1, 1), width=4, image_size=image_size, last_stride=last_stride
+        ),
+        text=TextConfig(vocab=20, context=13, width=8, heads=2, layers=2),
+        activation=activation,
+    )
+
+
+def tensor_shapes(config):
+    """Shapes of all tensors of a model, by their names in a file."""
+    model = nnx.eval_shape(lambda: CLIP(config, rngs=nnx.Rngs(0)))
+    shapes = {}
+    for path, variable in weights._variables(model).items():
+        name, (_, to_file) = weights._name(path, weights.OPENAI)
+        shapes[name] = to_file(np.broadcast_to(np.int8(0), variable.shape)).shape
+    return shapes
+
+
+def zero_tensors(config):
+    """A checkpoint of zeros."""
+    return {name: np.zeros(shape, np.float32) for name, shape in tensor_shapes(config).items()}
+
+
+def random_tensors(config, seed=0):
+    """A checkpoint of random numbers; running variances are positive."""
+    rng = np.random.default_rng(seed)
+    return {
+        name: rng.uniform(0.1, 1, shape).astype(np.float32)
+        for name, shape in tensor_shapes(config).items()
+    }

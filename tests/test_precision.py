@@ -1,0 +1,81 @@
+"""Every float32 contraction of the losses and memories asks for full precision.
+
+CPUs compute in full float32 whatever is asked, so a forgotten precision= shows only here.
+"""
+
+from collections.abc import Iterator
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.extend.core import Jaxpr
+
+from ccafl_jax import losses, memory
+from tests.losses.all_losses import NAMES, all_losses, inputs, world
+
+HIGHEST = jax.lax.Precision.HIGHEST
+
+
+def contractions(jaxpr: Jaxpr) -> Iterator[tuple[str, bool]]:
+    """Each dot and convolution, inner programs included: its name, and whether it is full."""
+    for equation in jaxpr.eqns:
+        if equation.primitive.name in ("dot_general", "conv_general_dilated"):
+            asked = equation.params["precision"]
+            asked = asked if isinstance(asked, tuple) else (asked, asked)
+            narrow = all(v.aval.dtype.itemsize < 4 for v in equation.invars)
+            yield equation.primitive.name, narrow or asked == (HIGHEST, HIGHEST)
+        for inner in jax.tree.leaves(
+            list(equation.params.values()), is_leaf=lambda leaf: hasattr(leaf, "eqns")
+        ):
+            inner = getattr(inner, "jaxpr", inner)
+            if hasattr(inner, "eqns"):
+                yield from contractions(inner)
+
+
+def _check(function, *args) -> int:
+    found = list(contractions(jax.make_jaxpr(function)(*args).jaxpr))
+    assert all(full for _, full in found), found
+    return len(found)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_losses(name):
+    x, rows = inputs(16)
+    const = world()
+    assert _check(lambda x: all_losses(x, rows, const)[name], x) > 0
+    grads = jax.grad(lambda x: all_losses(x, rows, const)[name])
+    assert _check(grads, x) > 0
+
+
+def test_supcon_with_its_defaults():
+    x, rows = inputs(16)
+    both = jax.value_and_grad(lambda g: losses.supcon(g, x["t"], rows["y"], rows["y"]))
+    assert _check(both, x["g"]) >= 2
+
+
+@pytest.mark.parametrize("update", [memory.update_mean, memory.update_hard, memory.update_each])
+def test_memory(update):
+    x, rows = inputs(16)
+    found = _check(lambda f: update(world()["cent"], f, rows["y"]), x["f"])
+    assert found == (1 if update is memory.update_mean else 0)
+    _check(lambda f: memory.class_means(f, rows["y"], 9), x["f"])
+    _check(lambda f: memory.update_instances(world()["inst"], f, rows["y"]), x["f"])
+
+
+def test_the_walk_finds_what_is_forgotten():
+    a = np.ones((2, 2), np.float32)
+
+    def forgotten(x):
+        return jax.lax.scan(lambda carry, _: (jnp.dot(carry, carry), None), x, None, length=2)[0]
+
+    found = list(contractions(jax.make_jaxpr(jax.jit(forgotten))(a).jaxpr))
+    assert found and not any(full for _, full in found)
+    image, kernel = np.ones((1, 4, 4, 1), np.float32), np.ones((2, 2, 1, 1), np.float32)
+
+    def convolution(x):
+        return jax.lax.conv_general_dilated(
+            x, kernel, (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC")
+        )
+
+    assert [full for _, full in contractions(jax.make_jaxpr(convolution)(image).jaxpr)] == [False]
