@@ -129,7 +129,7 @@ def _draw_camera(code: int, seed: int, domain: str, strength: float) -> Camera:
         domain=domain,
         seed=seed,
         matrix=_colour_matrix(draws[20:40], strength),
-        gamma=math.exp(0.38 * strength * signed[1]),
+        gamma=math.exp(strength * (0.34 * signed[1] - 0.15)),
         exposure=math.exp(0.24 * strength * signed[2]),
         exposure_spread=0.32,
         tint_spread=0.25,
@@ -142,7 +142,7 @@ def _draw_camera(code: int, seed: int, domain: str, strength: float) -> Camera:
         quality=int(50 + 42 * u[9]),
         occlusion=0.05 + 0.09 * u[10],
         zoom=1.0 + 0.08 * signed[11],
-        slack=0.07 + 0.05 * u[12],
+        slack=0.08 + 0.05 * u[12],
         scenes=scenes,
         obstacles=obstacles,
     )

@@ -187,7 +187,7 @@ def _frame(camera, scale_draw, across_draw, down_draw, *, shift):
     zoom = camera.zoom * (1 + camera.slack * (2 * scale_draw - 1))
     half_width, half_height = width / zoom / 2, height / zoom / 2
     x = left + width / 2 + width * (camera.slack * (2 * across_draw - 1) - shift)
-    y = top + height / 2 + height * 0.7 * camera.slack * (2 * down_draw - 1)
+    y = top + height / 2 + height * 1.0 * camera.slack * (2 * down_draw - 1)
     return x - half_width, y - half_height, 2 * half_width, 2 * half_height
 
 
@@ -371,7 +371,7 @@ def _expose(picture, camera, u, v):
     """Light, colours, tone, sharpness and noise of a camera: uint8[height, width, 3]."""
     _, height, width = picture.shape
     # The light differs from visit to visit, and less from image to image of a visit.
-    stops = camera.exposure_spread * (3.4 * (v[2] - 0.5) + 0.7 * (u[11] - 0.5))
+    stops = camera.exposure_spread * (3.4 * (v[2] - 0.5) + 0.5 * (u[11] - 0.5))
     gain = np.float32(camera.exposure * 2.0**stops * (1023 / 255))
     across, down = _ramps(height, width)
     slope_x = np.float32(camera.gradient * (2 * u[14] - 1))

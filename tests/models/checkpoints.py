@@ -1,5 +1,6 @@
-"""Checkpoints made up for tests."""
+"""Made-up checkpoints, and comparison with reference arrays, shared by the tests of models."""
 
+import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
@@ -40,3 +41,20 @@ def random_tensors(config, seed=0):
         name: rng.uniform(0.1, 1, shape).astype(np.float32)
         for name, shape in tensor_shapes(config).items()
     }
+
+
+def to_nhwc(x):
+    """Channels last, for jax."""
+    return jnp.asarray(np.transpose(x, (0, 2, 3, 1)))
+
+
+def to_nchw(x):
+    """Channels first, for comparison."""
+    return np.transpose(np.asarray(x), (0, 3, 1, 2))
+
+
+def close(found, expected, tolerance=1e-5):
+    """Equal to `tolerance` of the largest entry, or of 1 where all are smaller."""
+    expected = np.asarray(expected)
+    scale = max(1.0, np.abs(expected).max())
+    np.testing.assert_allclose(found, expected, rtol=0, atol=tolerance * scale)

@@ -13,24 +13,9 @@ from ccafl_jax.models.clip import (
 )
 from ccafl_jax.models.layers import Compute
 from tests.golden_data import golden
-from tests.models.checkpoints import zero_tensors
+from tests.models.checkpoints import close, to_nchw, to_nhwc, zero_tensors
 
 TEXT = TextConfig(vocab=20, context=13, width=16, heads=2, layers=1)
-
-
-def to_nhwc(x):
-    return jnp.asarray(np.transpose(x, (0, 2, 3, 1)))
-
-
-def to_nchw(x):
-    return np.transpose(np.asarray(x), (0, 3, 1, 2))
-
-
-def close(found, expected, tolerance=1e-5):
-    """Equal to `tolerance` of the largest entry, or of 1 where all are smaller."""
-    expected = np.asarray(expected)
-    scale = max(1.0, np.abs(expected).max())
-    np.testing.assert_allclose(found, expected, rtol=0, atol=tolerance * scale)
 
 
 def tower(config, tensors, *, stored_size=None, compute=None):
@@ -208,8 +193,22 @@ def test_bfloat16_inside_float32_outside():
     assert 1e-5 < difference < 0.05 * np.abs(data["eval_xproj"][0]).max()
 
 
-def test_precision_reaches_every_product(visual):
-    jaxpr = str(jax.make_jaxpr(lambda x: visual(x, train=False))(jnp.zeros((1, 64, 32, 3))))
+@pytest.mark.parametrize("precision", ["highest", "default"])
+def test_precision_reaches_every_product(precision):
+    config = ResNetConfig(layers=(1, 1, 1, 1), width=4, image_size=(32, 32), last_stride=1)
+
+    def run(x):
+        compute = Compute(precision=precision)
+        visual = ModifiedResNet(config, out_features=8, compute=compute, rngs=nnx.Rngs(0))
+        return visual(x, train=False)
+
+    jaxpr = str(jax.make_jaxpr(run)(jnp.zeros((1, 32, 32, 3))))
     products = jaxpr.count("dot_general[") + jaxpr.count("conv_general_dilated[")
     assert products > 20
-    assert jaxpr.count("HIGHEST") >= products
+    assert (jaxpr.count("HIGHEST") >= products) == (precision == "highest")
+    assert ("HIGHEST" in jaxpr) == (precision == "highest")
+
+
+def test_unknown_precision():
+    with pytest.raises(ValueError, match="choose 'highest'"):
+        Compute(precision="double")

@@ -95,6 +95,14 @@ def test_running_statistics_in_evaluation(batch):
     np.testing.assert_array_equal(ours["var"], 1)
 
 
+def test_momentum_and_eps():
+    x = jnp.asarray([[0.0], [2.0]])
+    norm = layers.BatchNorm(1, momentum=0.5, eps=3.0)
+    np.testing.assert_allclose(norm(x, train=True), [[-0.5], [0.5]])  # 1 / sqrt(1 + 3)
+    np.testing.assert_allclose(norm.mean[...], 0.5)
+    np.testing.assert_allclose(norm.var[...], 0.5 + 0.5 * 2)
+
+
 def test_large_offset_keeps_the_variance():
     x = jnp.asarray(np.random.default_rng(1).normal(size=(64, 3)) + 3000, jnp.float32)
     y = run_norm(x, group=0)["y"]

@@ -1,4 +1,6 @@
 import functools
+import subprocess
+import sys
 
 import jax
 import jax.numpy as jnp
@@ -10,7 +12,7 @@ from ccafl_jax.models.clip import ModifiedResNet, ResNetConfig, load_reid_tensor
 from ccafl_jax.models.layers import BatchNorm, Compute
 from ccafl_jax.models.reid import CLIPReID, set_bn_group
 from tests.golden_data import golden
-from tests.models.test_clip_resnet import close, to_nchw, to_nhwc
+from tests.models.checkpoints import close, to_nchw, to_nhwc
 
 CONFIG = ResNetConfig(layers=(1, 1, 1, 1), width=8, image_size=(64, 32), last_stride=1)
 
@@ -153,3 +155,11 @@ def test_one_trace_and_no_convolution_in_a_loop():
     jaxpr = str(jax.make_jaxpr(step)(params, stats, x))
     assert "conv_general_dilated[" in jaxpr
     assert not any(loop in jaxpr for loop in ("scan[", "while[", "cond["))
+
+
+def test_import_is_light():
+    """In a process of its own, and from the module that the others build on last."""
+    heavy = ("torch", "transformers", "safetensors", "tokenizers")
+    code = f"import sys, ccafl_jax.models.reid; print([m for m in {heavy} if m in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.stdout.strip() == "[]", done.stdout + done.stderr

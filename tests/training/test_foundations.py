@@ -66,7 +66,7 @@ def test_extraction_pads_the_last_batch_and_compiles_once():
 def test_mesh_and_batches():
     mesh = make_mesh(3)
     assert mesh.shape == {"data": 3}
-    with pytest.raises(ValueError, match="64 rows does not divide over 3 devices.* 2 or 4"):
+    with pytest.raises(ValueError, match=r"64 rows does not divide over 3 devices.* 2 or 4"):
         check_batch(64, mesh)
     check_batch(63, mesh)
     with pytest.raises(ValueError, match="9 devices asked for, 8 found"):

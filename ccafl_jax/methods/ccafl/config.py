@@ -171,7 +171,7 @@ class ICDLConfig:
 
     Attributes:
       w: weight of the centroid term; 1 - w goes to the instances.
-      instances: slots per class, drawn with replacement.
+      instances: slots per class, drawn with replacement; 0 keeps every image of every class.
       centroid_update: `mean` of the batch rows (published) or the `hard`est row.
     """
 
@@ -184,7 +184,7 @@ class ICDLConfig:
     def __post_init__(self):
         require_choice("centroid_update", self.centroid_update, ("mean", "hard"))
         require(0 <= self.w <= 1, f"w is {self.w}, must lie between 0 and 1")
-        require(self.instances >= 1, "instances must be at least 1")
+        require(self.instances >= 0, "instances must be 0 (all images) or a number of slots")
 
 
 @dataclasses.dataclass(frozen=True)

@@ -28,7 +28,8 @@ def feature_extractor(
     mean, std = config.augment.mean, config.augment.std
 
     def forward(model: nnx.Module, images: jax.Array) -> jax.Array:
-        return getattr(model, method)(normalize(images, mean, std))
+        dtype = model.gem.p[...].dtype
+        return getattr(model, method)(normalize(images, mean, std, dtype=dtype))
 
     return make_extractor(
         graphdef, forward, batch=config.evaluation.batch, mesh=mesh, description=description

@@ -6,10 +6,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ccafl_jax.memory import class_means, init_instances
+from ccafl_jax.memory import class_means, init_centroids, init_instances
 from ccafl_jax.methods.ccafl.config import AssociationConfig, CCAFLConfig
 from ccafl_jax.methods.ccafl.phases import Context, Phase
-from ccafl_jax.numerics import einsum, l2_normalize
+from ccafl_jax.numerics import NEG, einsum, l2_normalize
 from ccafl_jax.pseudo_labels.cross_camera import Association, associate
 from ccafl_jax.training.state import FlatDict
 
@@ -131,15 +131,14 @@ def cluster_texts(
     Returns:
       float[capacity, embed]; rows without a cluster are 0.
     """
-    member = (clusters[None, :] == jnp.arange(capacity)[:, None]).astype(class_text.dtype)
-    weight = member if kind == "class_mean" else member * counts.astype(class_text.dtype)[None, :]
-    weight = weight / jnp.maximum(jnp.sum(weight, axis=1, keepdims=True), 1)
-    mean = einsum("kn,ne->ke", weight, class_text)
+    weight = None if kind == "class_mean" else counts
+    mean, _ = class_means(class_text, clusters, capacity, weight=weight)
     if kind != "medoid":
         return mean
     cosine = einsum("ke,ne->kn", l2_normalize(mean), l2_normalize(class_text))
-    medoid = jnp.argmax(jnp.where(member > 0, cosine, -jnp.inf), axis=1)
-    return jnp.where(jnp.any(member > 0, axis=1)[:, None], class_text[medoid], 0)
+    member = clusters[None, :] == jnp.arange(capacity)[:, None]
+    medoid = jnp.argmax(jnp.where(member, cosine, NEG), axis=1)
+    return jnp.where(jnp.any(member, axis=1)[:, None], class_text[medoid], 0)
 
 
 def make_memory(
@@ -158,12 +157,11 @@ def make_memory(
       3: `clusters` float[capacity, dim]. Rows are L2-normalised.
     """
     if phase.stage == "intra":
-        means, _ = class_means(features, context.label, context.cam_of.shape[0])
+        classes = context.cam_of.shape[0]
         return {
-            "centroids": l2_normalize(means),
+            "centroids": init_centroids(features, context.label, classes),
             "instances": init_instances(features, jnp.asarray(draws.index)),
         }
     capacity = context.cluster_valid.shape[0]
     clusters = context.cluster_of[context.label]
-    means, _ = class_means(features, clusters, capacity, clusters >= 0)
-    return {"clusters": l2_normalize(means)}
+    return {"clusters": init_centroids(features, clusters, capacity)}

@@ -202,8 +202,6 @@ def _losses(phase, config, state, context, f, g, labels, classifier):
 def _intra_losses(phase, config, memory, context, f, g, labels):
     """Stage 2: per-camera means, summed over cameras (specification 2.5)."""
     cams = context.cam_of[labels]
-    weight = losses.camera_row_weights(cams, reduce=config.reduce)
-    same_camera = losses.camera_mask(cams, context.cam_of)
     _, parts = losses.icdl(
         f,
         labels,
@@ -221,18 +219,19 @@ def _intra_losses(phase, config, memory, context, f, g, labels):
     }
     if phase.text:
         terms["text_intra"] = losses.i2t_ce(
-            g, context.class_text, labels, same_camera, weight, eps=config.text.smoothing
+            g,
+            context.class_text,
+            labels,
+            losses.camera_mask(cams, context.cam_of),
+            losses.camera_row_weights(cams, reduce=config.reduce),
+            eps=config.text.smoothing,
         )
     if config.triplet.enabled:
-        classes = jnp.arange(context.cam_of.shape[0])
-        margin = config.triplet.margin
-        terms["triplet_memory"] = losses.triplet(
-            f, labels, memory["centroids"], classes, same_camera, weight, margin=margin
+        options = {"margin": config.triplet.margin, "reduce": config.reduce}
+        terms["triplet_memory"] = losses.memory_triplet(
+            f, labels, memory["centroids"], context.cam_of, **options
         )
-        same_batch = losses.camera_mask(cams, cams)
-        terms["triplet_batch"] = losses.triplet(
-            f, labels, f, labels, same_batch, weight, margin=margin
-        )
+        terms["triplet_batch"] = losses.batch_triplet(f, labels, camera=cams, **options)
     return terms
 
 
@@ -240,10 +239,6 @@ def _inter_losses(phase, config, memory, context, f, g, labels, classifier):
     """Stage 3: means over the rows whose class was associated (specification 2.6)."""
     clusters = context.cluster_of[labels]
     valid = clusters >= 0
-    weight = valid.astype(f.dtype) / jnp.maximum(jnp.sum(valid), 1)
-    columns = jnp.broadcast_to(
-        context.cluster_valid, (labels.shape[0], *context.cluster_valid.shape)
-    )
     terms = {
         "inter": losses.inter_contrast(
             f,
@@ -254,18 +249,14 @@ def _inter_losses(phase, config, memory, context, f, g, labels, classifier):
         )
     }
     if config.triplet.enabled:
-        both = valid[:, None] & valid[None, :]
-        terms["triplet_batch"] = losses.triplet(
-            f, clusters, f, clusters, both, weight, margin=config.triplet.margin
-        )
+        terms["triplet_batch"] = losses.batch_triplet(f, clusters, margin=config.triplet.margin)
     if phase.text:
         denominator = config.text.inter_denominator
         terms["text_inter"] = losses.i2t_ce(
             g,
             context.cluster_text,
             clusters,
-            columns,
-            weight,
+            jnp.broadcast_to(context.cluster_valid, (len(labels), len(context.cluster_valid))),
             eps=config.text.smoothing,
             denom=float(denominator) if denominator else None,
         )

@@ -369,7 +369,7 @@ class Run:
         slots = self.config.icdl.instances
         if slots == 0:
             return memories.all_instances(self.labels.label, self.num_classes)
-        seed = int(np.random.SeedSequence((self.config.seed, epoch)).generate_state(1)[0])
+        seed = (self.config.seed, epoch)
         index = draw_instances(self.labels.label, self.num_classes, slots, seed)
         return memories.InstanceDraws(index=index, valid=np.ones(index.shape, bool))
 

@@ -18,7 +18,6 @@ from flax import nnx
 from ccafl_jax.models.clip.config import CLIPConfig, read_config
 from ccafl_jax.models.clip.model import CLIP
 from ccafl_jax.models.layers import Compute, resize_positions
-from ccafl_jax.models.reid import CLIPReID
 
 POSITIONS = "visual.attnpool.positional_embedding"
 
@@ -89,14 +88,14 @@ def clip_from_tensors(
     return model
 
 
-def load_reid_tensors(model: CLIPReID, tensors: Mapping[str, np.ndarray]) -> None:
+def load_reid_tensors(model: nnx.Module, tensors: Mapping[str, np.ndarray]) -> None:
     """Fills a re-identification model from the names that published checkpoints use.
 
     Those are `image_encoder.*`, `gap.p` and `bottleneck.*`; the unused `bottleneck_proj.*` is
     passed over, and `bottleneck.bias` must be 0, as it is never trained.
 
     Args:
-      model: changed in place.
+      model: a `models.reid.CLIPReID`, changed in place.
       tensors: by name, in torch's axis order.
 
     Raises:
@@ -127,8 +126,6 @@ def save_clip(
     Returns:
       The path of the weights.
     """
-    from safetensors.numpy import save_file
-
     directory = pathlib.Path(directory)
     directory.mkdir(parents=True, exist_ok=True)
     tensors = export_tensors(model)
@@ -142,7 +139,9 @@ def save_clip(
         config["preprocess_cfg"] = dict(preprocess)
     (directory / "open_clip_config.json").write_text(json.dumps(config, indent=2) + "\n")
     path = directory / "model.safetensors"
-    save_file({k: np.array(v, order="C") for k, v in sorted(tensors.items())}, str(path))
+    _safetensors().save_file(
+        {k: np.array(v, order="C") for k, v in sorted(tensors.items())}, str(path)
+    )
     path.chmod(0o644)  # safetensors makes files that only their owner may read
     return path
 
@@ -163,13 +162,9 @@ def read_tensors(directory: str | pathlib.Path) -> dict[str, np.ndarray]:
       FileNotFoundError: if there is no *.safetensors file.
       ValueError: if it is unclear which files to read.
     """
-    try:
-        from safetensors.numpy import load_file
-    except ImportError as error:
-        raise ImportError("reading weights needs safetensors: pip install safetensors") from error
     tensors = {}
     for path in _weight_files(pathlib.Path(directory)):
-        tensors.update(load_file(str(path)))
+        tensors.update(_safetensors().load_file(str(path)))
     return {name: _raised(value) for name, value in tensors.items()}
 
 
@@ -291,6 +286,14 @@ def _fit_positions(
 
 def _raised(value: np.ndarray) -> np.ndarray:
     return value.astype(np.float32) if value.dtype.itemsize == 2 else value
+
+
+def _safetensors():
+    try:
+        import safetensors.numpy
+    except ImportError as error:
+        raise ImportError("weights need safetensors: pip install safetensors") from error
+    return safetensors.numpy
 
 
 def _weight_files(directory: pathlib.Path) -> list[pathlib.Path]:

@@ -1,0 +1,335 @@
+"""Every option changes a result: a table of options, changed values and what must differ."""
+
+import dataclasses
+import functools
+import types
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from ccafl_jax.methods.ccafl import memories, phases, setup
+from ccafl_jax.methods.ccafl.config import STAGES, CCAFLConfig
+from ccafl_jax.methods.ccafl.features import score
+from ccafl_jax.methods.ccafl.run import Run
+from ccafl_jax.models.reid import CLIPReID
+from ccafl_jax.options import from_mapping
+from ccafl_jax.training.optimizers import bias_factors
+from tests.methods.small_run import SMALL, WordTokenizer, small_clip, small_dataset
+
+CLASSES, DIM, EMBED = 12, 6, 5
+LABEL = np.repeat(np.arange(CLASSES), [3, 2, 3, 4, 1, 3, 2, 3, 3, 4, 2, 3]).astype(np.int32)
+CAM_OF = np.repeat(np.arange(3), 4).astype(np.int32)
+CLUSTERS = np.array([0, 1, 2, -1, 0, 1, -1, 3, 0, 2, 3, -1], np.int32)
+
+
+def unit(rng, *shape):
+    x = rng.normal(size=shape)
+    return jnp.asarray(x / np.linalg.norm(x, axis=-1, keepdims=True), jnp.float32)
+
+
+def drawn(config):
+    """Instance slots as a run draws them."""
+    run = types.SimpleNamespace(
+        config=config,
+        labels=types.SimpleNamespace(label=LABEL),
+        num_classes=CLASSES,
+    )
+    return Run._draw_instances(run, 0)
+
+
+@functools.cache
+def world(config, stage):
+    """Losses and the updated memory of one batch, without an encoder."""
+    rng = np.random.default_rng(0)
+    features, text = unit(rng, len(LABEL), DIM), 3 * unit(rng, CLASSES, EMBED)
+    draws = drawn(config)
+    context = memories.make_context(
+        config, label=LABEL, cam_of=CAM_OF, class_text=text, clusters=CLUSTERS, draws=draws
+    )
+    phase = phases.Phase(stage, text=True, ical=stage == "inter")
+    memory = memories.make_memory(phase, features, context, draws)
+    rows = np.arange(0, len(LABEL), 2)
+    f, g, labels = unit(rng, len(rows), DIM), 2 * unit(rng, len(rows), EMBED), LABEL[rows]
+    classifier = unit(rng, CLASSES, DIM)
+    state = types.SimpleNamespace(memory=memory)
+    terms = phases._losses(phase, config, state, context, f, g, labels, classifier)
+    updated = phases._update_memory(phase, config, memory, context, f, labels)
+    gid = phases._classifier_step(
+        types.SimpleNamespace(
+            classifier=classifier,
+            classifier_opt=phases.classifier_optimizer(config).init(classifier),
+        ),
+        f,
+        labels,
+        phases.classifier_optimizer(config),
+        config,
+    )
+    return np.concatenate([np.ravel(x) for x in (*terms.values(), *updated.values(), *gid[:2])])
+
+
+def intra(config):
+    return world(config, "intra")
+
+
+def inter(config):
+    return world(config, "inter")
+
+
+def phase_names(config):
+    return [phases.phase_of(epoch, config).name for epoch in range(config.schedule.epochs)]
+
+
+def rates(config):
+    run = types.SimpleNamespace(config=config)
+    return [Run._learning_rate(run, epoch) for epoch in range(60)]
+
+
+def optimizer(config):
+    """Two steps of a phase without text, then the bias factors."""
+    params = {"visual/attnpool/bias": jnp.ones(2), "visual/conv1/kernel": jnp.ones(2)}
+    tx = phases.encoder_optimizer(config, list(params), phases.Phase("inter", text=False))
+    updates, _ = tx.update({k: v * 0 for k, v in params.items()}, tx.init(params), params)
+    factors = bias_factors(list(params), config.optimizer.bias_lr_factor)
+    return np.concatenate([*map(np.ravel, updates.values()), list(factors.values())])
+
+
+def plan(config):
+    run = types.SimpleNamespace(
+        config=config,
+        labels=types.SimpleNamespace(label=LABEL),
+        progress=types.SimpleNamespace(clusters=CLUSTERS),
+    )
+    return Run._plan(run, 1, phases.Phase("inter", text=False), None)
+
+
+def association(config):
+    rng = np.random.default_rng(3)
+    features = unit(rng, len(LABEL), DIM) + 0.3 * unit(rng, 3, DIM)[CAM_OF[LABEL]]
+    found = memories.associate_features(features, LABEL, CAM_OF, config.association)
+    return found.labels
+
+
+def renewals(config):
+    """Epochs of stage 3 in which the association is renewed."""
+    renewed = []
+    for epoch in range(5, 15):
+        run = types.SimpleNamespace(
+            config=config,
+            labels=types.SimpleNamespace(label=LABEL, cam_of=CAM_OF, pid_of=CAM_OF * 0),
+            progress=types.SimpleNamespace(clusters=None),
+        )
+        features = unit(np.random.default_rng(0), len(LABEL), DIM)
+        Run._associate(run, epoch, phases.Phase("inter", text=False), features)
+        renewed.append(run.progress.clusters is not None)
+    return renewed
+
+
+def evaluation(config):
+    dataset = small_dataset()
+    query = dataclasses.replace(dataset.query, pid=dataset.query.pid.copy())
+    query.pid[0] = 999
+    dataset = dataclasses.replace(dataset, query=query)
+    features = unit(np.random.default_rng(0), len(query) + len(dataset.gallery), DIM)
+    return score(features, dataset, no_match=config.evaluation.no_match)["mAP"]
+
+
+def tower(config):
+    """The image model's shapes and settings as the set-up makes it."""
+    model = CLIPReID(small_clip(config).visual, bn_group=config.model.bn_group)
+    return [*model.visual.config.grid, model.neck.group]
+
+
+def compute(config):
+    taken = {}
+
+    def load_clip(directory, **options):
+        taken.update(options, directory=str(directory))
+
+    original, setup.load_clip = setup.load_clip, load_clip
+    try:
+        setup.load_towers(config, setup.weights_directory(config.model))
+    finally:
+        setup.load_clip = original
+    return str(taken)
+
+
+def value_of(path):
+    def probe(config):
+        for name in path.split("."):
+            config = getattr(config, name)
+        return config
+
+    return probe
+
+
+# Options whose effect is a file, a folder or a device: their use is tested where it happens.
+ELSEWHERE = {
+    "data.name": "synthetic",
+    "data.root": "elsewhere",
+    "data.synthetic_seed": 7,
+    "devices": 1,
+    "keep_checkpoints": 5,
+    "published": "mAP 1",
+    "stages": ("prompts",),
+    "model.calibrate_neck": False,
+    "evaluation.every": 3,
+    "evaluation.batch": 64,
+    "seed": 2,
+    "prompts.epochs": 3,
+    "prompts.batch": 8,
+    "prompts.prefix_tokens": 5,
+    "prompts.scope": "batch",
+    "prompts.base_lr": 1.0,
+    "prompts.warmup_from": 1.0,
+    "prompts.warmup_epochs": 1,
+    "prompts.min_lr": 1.0,
+    "prompts.weight_decay": 1.0,
+    "schedule.iterations": 3,
+    "augment.flip": 0.0,
+    "augment.pad": 1,
+    "augment.erase_probability": 0.0,
+    "augment.erase_area": (0.1, 0.2),
+    "augment.erase_aspect": 0.5,
+    "augment.erase_tries": 3,
+    "augment.erase_fill": "zero",
+    "augment.mean": (0.5, 0.5, 0.5),
+    "augment.std": (0.5, 0.5, 0.5),
+}
+OPTIONS = {
+    "reduce": ("mean_cam_mean", intra),
+    "data.height": (64, tower),
+    "data.width": (32, tower),
+    "model.weights": ("somewhere", compute),
+    "model.activation": ("gelu", compute),
+    "model.last_stride": (2, compute),
+    "model.compute_dtype": ("bfloat16", compute),
+    "model.bn_group": (8, tower),
+    "sampler.classes": (3, plan),
+    "sampler.images": (2, plan),
+    "sampler.kind": ("cluster_pk", plan),
+    "optimizer.base_lr": (1.0, rates),
+    "optimizer.bias_lr_factor": (1.0, optimizer),
+    "optimizer.weight_decay": (0.0, optimizer),
+    "optimizer.warmup_epochs": (3, rates),
+    "optimizer.warmup_factor": (0.5, rates),
+    "optimizer.milestones": ((7,), rates),
+    "optimizer.gamma": (0.5, rates),
+    "optimizer.classifier_lr": (0.1, intra),
+    "optimizer.classifier_weight_decay": (10.0, intra),
+    "optimizer.idle": ("decay", optimizer),
+    "schedule.epochs": (50, phase_names),
+    "schedule.intra_epochs": (6.0, phase_names),
+    "schedule.text_start": (12.0, phase_names),
+    "schedule.ical_start": (30.0, phase_names),
+    "schedule.ical_end": (60.0, phase_names),
+    "schedule.unit": ("fraction", phase_names),
+    "icdl.w": (0.2, intra),
+    "icdl.temperature": (0.1, intra),
+    "icdl.instances": (0, intra),
+    "icdl.centroid_update": ("hard", intra),
+    "icdl.memory_momentum": (0.5, intra),
+    "inter.temperature": (0.1, inter),
+    "inter.update": ("mean", inter),
+    "inter.memory_momentum": (0.5, inter),
+    "text.intra": (False, phase_names),
+    "text.inter": (False, phase_names),
+    "text.smoothing": (0.3, inter),
+    "text.inter_denominator": (4821, inter),
+    "text.cluster_text": ("class_mean", inter),
+    "triplet.enabled": (False, inter),
+    "triplet.margin": (0.1, intra),
+    "ical.enabled": (False, phase_names),
+    "ical.epsilon": (0.1, inter),
+    "ical.margin": (0.1, inter),
+    "ical.inflation": (0.0, inter),
+    "ical.scale": (8.0, inter),
+    "association.method": ("greedy_cc_cam", association),
+    "association.rate": (0.4, association),
+    "association.every": (3, renewals),
+    "association.center_cameras": (True, association),
+    "evaluation.no_match": ("zero", evaluation),
+}
+SPECIAL = {
+    # A border of 5 epochs is no fraction, so the borders change with the unit.
+    "schedule.unit": {"intra_epochs": 0.1, "text_start": 0.2, "ical_start": 0.5, "ical_end": 1.0},
+}
+DEFAULT = dataclasses.replace(
+    CCAFLConfig(),
+    sampler=SMALL.sampler,
+    icdl=dataclasses.replace(CCAFLConfig().icdl, instances=3),
+    data=SMALL.data,
+)
+
+
+def changed(path, value):
+    group, _, name = path.rpartition(".")
+    values = {name: value} | SPECIAL.get(path, {})
+    nested = dataclasses.asdict(DEFAULT)
+    (nested[group] if group else nested).update(values)
+    return from_mapping(CCAFLConfig, nested)
+
+
+def leaves(cls, prefix=""):
+    for field in dataclasses.fields(cls):
+        if dataclasses.is_dataclass(field.default):
+            yield from leaves(type(field.default), f"{prefix}{field.name}.")
+        else:
+            yield prefix + field.name
+
+
+def test_the_table_is_complete():
+    assert sorted([*OPTIONS, *ELSEWHERE]) == sorted(leaves(CCAFLConfig))
+
+
+@pytest.mark.parametrize("path", sorted(OPTIONS))
+def test_option_changes_a_result(path):
+    value, probe = OPTIONS[path]
+    before, after = probe(DEFAULT), probe(changed(path, value))
+    if isinstance(before, np.ndarray) and before.shape == after.shape:
+        assert np.abs(before.astype(float) - after).max() > 1e-6
+    elif isinstance(before, np.ndarray):
+        assert before.shape != after.shape
+    else:
+        assert before != after
+
+
+@pytest.mark.parametrize("path", sorted(ELSEWHERE))
+def test_option_is_accepted(path):
+    assert value_of(path)(changed(path, ELSEWHERE[path])) == ELSEWHERE[path]
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "message"),
+    [
+        ("stages", ("inter", "prompts"), "stages must follow"),
+        ("stages", ("stage4",), "must be one of"),
+        ("schedule.intra_epochs", 2.5, "must be a whole epoch"),
+        ("icdl.w", 1.5, "must lie between 0 and 1"),
+        ("model.compute_dtype", "float16", "must be one of float32, bfloat16"),
+        ("association.rate", 0.0, "rate must be positive"),
+        ("prompts.prefix_tokens", 7, "prefix_tokens must be 4, 5 or 6"),
+    ],
+)
+def test_impossible_values_are_refused(path, value, message):
+    with pytest.raises(ValueError, match=message):
+        changed(path, value)
+
+
+def test_medoid_is_the_text_of_a_member():
+    texts = jnp.asarray(np.eye(3) + 0.1, jnp.float32)
+    clusters, counts = jnp.asarray([0, 0, -1]), jnp.asarray([5, 1, 1])
+    found = memories.cluster_texts(texts, clusters, counts, capacity=2, kind="medoid")
+    np.testing.assert_array_equal(found, np.stack([texts[0], np.zeros(3)]))
+
+
+def test_all_instances_cover_every_image():
+    draws = memories.all_instances(LABEL, CLASSES)
+    assert draws.index.shape == (CLASSES, 4)
+    assert sorted(draws.index[draws.valid].tolist()) == list(range(len(LABEL)))
+    assert np.all(LABEL[draws.index] == np.arange(CLASSES)[:, None])
+
+
+def test_word_tokenizer_makes_the_template():
+    ids, eot = WordTokenizer().encode(["A photo of a X X X X person."])
+    assert eot[0] == 10 and STAGES == ("prompts", "intra", "inter") and ids[0, 0] == 10
