@@ -7,6 +7,9 @@ Any folder in Market-1501 layout trains with the same recipe:
 
   python scripts/train.py --config configs/ccafl_demo.py --config.data.root=DIR --workdir W
 
+`configs/ccafl_demo.py:smoke` runs every stage and phase in a few steps (does it run, not does it
+learn); `configs/ccafl_demo.py:bench` is a longer run, about half an hour.
+
 Small images, small batches and a short schedule need larger rates than the published ones; the
 windows keep their order. The classifier learns ten times as fast, so that ICAL can start with
 stage 3.
@@ -19,8 +22,10 @@ from ml_collections import ConfigDict
 from ccafl_jax.methods.ccafl.config import CCAFLConfig
 
 
-def get_config() -> ConfigDict:
-    """All options of the demonstration."""
+def get_config(variant: str = "") -> ConfigDict:
+    """All options of the demonstration; `variant` is "", "smoke" or "bench"."""
+    if variant not in ("", "smoke", "bench"):
+        raise ValueError(f"configs/ccafl_demo.py:{variant}: choose smoke, bench or nothing")
     config = ConfigDict(dataclasses.asdict(CCAFLConfig()))
     config.data.name = "synthetic"
     config.data.height, config.data.width = 64, 32
@@ -46,4 +51,23 @@ def get_config() -> ConfigDict:
     config.ical.margin = 0.3
     config.association.rate = 1.3
     config.evaluation.every = 6
+    if variant == "smoke":
+        shorten(config)
+    elif variant == "bench":
+        lengthen(config)
     return config
+
+
+def shorten(config: ConfigDict) -> None:
+    """A few steps of every phase."""
+    config.prompts.epochs = 2
+    config.schedule.epochs, config.schedule.iterations = 4, 3
+    config.schedule.intra_epochs = 1.0
+    config.schedule.text_start = 2.0
+    config.schedule.ical_start, config.schedule.ical_end = 3.0, 4.0
+    config.evaluation.every = 2
+
+
+def lengthen(config: ConfigDict) -> None:
+    """About half an hour on two cores."""
+    config.schedule.iterations *= 6

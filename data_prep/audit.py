@@ -54,7 +54,7 @@ class AuditConfig:
     """
 
     data: synthetic.SyntheticConfig = AUDIT_DATA
-    steps: int = 1800
+    steps: int = 2000
     classes: int = 32
     instances: int = 2
     learning_rate: float = 3e-3

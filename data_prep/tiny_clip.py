@@ -124,6 +124,7 @@ def build(out: pathlib.Path, config: TinyClipConfig, *, eval_seeds: tuple[int, .
     figures = {
         "settings": dataclasses.asdict(config),
         "generator": synthetic.VERSION,
+        "generator_sample_sha256": synthetic.sample_hash(),
         "steps": log,
         "seconds": round(seconds, 1),
         "bytes": weights.stat().st_size,

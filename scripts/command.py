@@ -3,6 +3,7 @@
 import contextlib
 import logging
 import pathlib
+import re
 import sys
 from collections.abc import Iterator
 
@@ -13,10 +14,14 @@ from ml_collections import ConfigDict, config_flags
 def read_config(path: str, overrides: list[str]) -> ConfigDict:
     """The configuration of a file, with `--config.a.b=value` overrides applied.
 
+    Args:
+      path: the file; "file.py:variant" hands the variant to its `get_config`.
+      overrides: the other arguments of the command.
+
     Raises:
       ValueError: a missing file, an unknown key (the nearest known one is named) or a bad value.
     """
-    if not pathlib.Path(path).is_file():
+    if not pathlib.Path(path.partition(":")[0]).is_file():
         raise ValueError(f"--config {path}: no such file; the recipes are in configs/")
     foreign = [word for word in overrides if not word.startswith("--config.")]
     if foreign:
@@ -29,10 +34,9 @@ def read_config(path: str, overrides: list[str]) -> ConfigDict:
     try:
         values(["command", f"--config={path}", *overrides])
     except (KeyError, AttributeError) as error:
-        message = str(error.args[0]).replace("\\'", "'").strip("'\"").replace("\n", ": ")
-        raise ValueError(f"unknown option in {' '.join(overrides)}: {message}") from None
+        raise ValueError(_unknown_option(str(error), overrides)) from None
     except flags.Error as error:
-        raise ValueError(str(error)) from None
+        raise ValueError(str(error).strip().splitlines()[-1]) from None
     return holder.value
 
 
@@ -53,3 +57,10 @@ def start_logging() -> None:
     """Messages of the library as plain lines on stdout; other libraries from warnings up."""
     logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stdout)
     logging.getLogger("ccafl_jax").setLevel(logging.INFO)
+
+
+def _unknown_option(message: str, overrides: list[str]) -> str:
+    nearest = re.search(r'Did you mean "(.*?)" instead of "(.*?)"', message)
+    if nearest:
+        return f"unknown option {nearest[2]!r}: did you mean {nearest[1]!r}?"
+    return f"an option in {' '.join(overrides)} does not exist; see the recipe for its options"

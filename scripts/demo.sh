@@ -11,8 +11,8 @@ source "$(dirname "${BASH_SOURCE[0]}")/environment.sh"
 
 variant=""
 case "${1:-}" in
-  --smoke | --bench) variant="_${1#--}"; shift ;;
+  --smoke | --bench) variant="${1#--}"; shift ;;
   --help | -h) sed -n '2,10s/^# \{0,1\}//p' scripts/demo.sh; exit 0 ;;
 esac
-exec "$python" scripts/train.py --config "configs/ccafl_demo${variant}.py" \
-  --workdir "runs/demo${variant}" --overwrite "$@"
+exec "$python" scripts/train.py --config "configs/ccafl_demo.py${variant:+:$variant}" \
+  --workdir "runs/demo${variant:+_$variant}" --overwrite "$@"

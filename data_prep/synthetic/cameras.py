@@ -65,8 +65,8 @@ class Camera:
       noise: spread of the noise in grey levels.
       quality: JPEG quality.
       occlusion: share of images in which something of the scene stands before the person.
-      zoom: mean scale of the box; `slack` is the spread of scale and place over images.
-      slack: see `zoom`.
+      zoom: mean scale of the box.
+      slack: relative spread of scale and place of the box, over visits and images.
       scenes: backdrops, PIL images of size SCENE.
       obstacles: one (kind, colour) per scene.
     """
@@ -129,20 +129,20 @@ def _draw_camera(code: int, seed: int, domain: str, strength: float) -> Camera:
         domain=domain,
         seed=seed,
         matrix=_colour_matrix(draws[20:40], strength),
-        gamma=math.exp(strength * (0.34 * signed[1] - 0.15)),
-        exposure=math.exp(0.24 * strength * signed[2]),
+        gamma=math.exp(strength * (0.24 * signed[1] - 0.15)),
+        exposure=math.exp(0.16 * strength * signed[2]),
         exposure_spread=0.32,
-        tint_spread=0.25,
+        tint_spread=0.30,
         gradient=0.25 + 0.35 * u[3],
         view=int(u[4] * 8),
         reversal=0.35 * u[5],
-        view_spread=0.05 + 0.10 * u[6],
+        view_spread=0.04 + 0.08 * u[6],
         blur=0.2 + 0.5 * u[7],
         noise=2.0 + 4.0 * u[8],
         quality=int(50 + 42 * u[9]),
-        occlusion=0.05 + 0.09 * u[10],
+        occlusion=0.04 + 0.07 * u[10],
         zoom=1.0 + 0.08 * signed[11],
-        slack=0.08 + 0.05 * u[12],
+        slack=0.09 + 0.05 * u[12],
         scenes=scenes,
         obstacles=obstacles,
     )
@@ -151,13 +151,13 @@ def _draw_camera(code: int, seed: int, domain: str, strength: float) -> Camera:
 def _colour_matrix(u: np.ndarray, strength: float) -> np.ndarray:
     """A turn of the hues, less or more saturation, crosstalk and white balance."""
     signed = 2 * u - 1
-    angle = math.radians(42.0) * strength * signed[0]
-    saturation = math.exp(strength * (0.35 * signed[1] - 0.15))
+    angle = math.radians(22.0) * strength * signed[0]
+    saturation = math.exp(strength * (0.28 * signed[1] - 0.12))
     grey = np.full((3, 3), 1 / 3)
     skew = np.array([[0, -1, 1], [1, 0, -1], [-1, 1, 0]]) / math.sqrt(3)
     turn = grey + saturation * (math.cos(angle) * (np.eye(3) - grey) + math.sin(angle) * skew)
-    crosstalk = np.eye(3) + 0.13 * strength * signed[2:11].reshape(3, 3)
-    balance = np.exp(0.22 * strength * signed[11:14])
+    crosstalk = np.eye(3) + 0.08 * strength * signed[2:11].reshape(3, 3)
+    balance = np.exp(0.13 * strength * signed[11:14])
     balance = balance / balance.mean()
     return balance[:, None] * (crosstalk @ turn)
 

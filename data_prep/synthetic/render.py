@@ -122,7 +122,7 @@ def iterate_images(
     for start in range(0, len(plan), 1024):
         rows = slice(start, start + 1024)
         image_draws = streams.uniform(key, plan.image[rows], _IMAGE_DRAWS).tolist()
-        visit_draws = streams.uniform(key, plan.visit[rows], 6).tolist()
+        visit_draws = streams.uniform(key, plan.visit[rows], 9).tolist()
         for u, v, i, c, kind in zip(
             image_draws,
             visit_draws,
@@ -168,12 +168,14 @@ def _shoot(person, camera, u, v, kind, size):
     if u[19] < 0.05 or (kind == STRANGER and u[19] < 0.5):
         other = _bystanders()[int(u[25] * _BYSTANDERS)]
         side = (0.45 + 0.35 * u[21]) * (1 if u[20] < 0.5 else -1)
-        box = _frame(camera, u[3], u[5], u[4], shift=side if kind != STRANGER else side * 0.5)
+        box = _frame(
+            camera, (u[3], u[5], u[4]), v[6:9], shift=side if kind != STRANGER else side / 2
+        )
         layer = _person_layer(other, (view + int(u[26] * 8)) % 8, phase, light, box, size)
         picture = _over(picture, layer)
     if kind != STRANGER:
         shift = 0.0 if kind == NORMAL else (0.45 + 0.25 * u[27]) * (1 if u[28] < 0.5 else -1)
-        box = _frame(camera, u[3], u[4], u[5], shift=shift)
+        box = _frame(camera, u[3:6], v[6:9], shift=shift)
         layer = _person_layer(person, view % body.VIEWS, phase, light, box, size)
         picture = _over(picture, layer)
     if u[16] < camera.occlusion:
@@ -181,13 +183,18 @@ def _shoot(person, camera, u, v, kind, size):
     return _expose(picture, camera, u, v)
 
 
-def _frame(camera, scale_draw, across_draw, down_draw, *, shift):
+def _frame(camera, image_draws, visit_draws, *, shift):
     """The part of the canvas that a bounding box shows: a box placed not quite right."""
     left, top, width, height = body.FRAME
-    zoom = camera.zoom * (1 + camera.slack * (2 * scale_draw - 1))
+    # Mostly alike within a visit, as the boxes of one walk are.
+    scale, across, down = (
+        camera.slack * (0.8 * (2 * v - 1) + 0.35 * (2 * u - 1))
+        for u, v in zip(image_draws, visit_draws, strict=True)
+    )
+    zoom = camera.zoom * (1 + scale)
     half_width, half_height = width / zoom / 2, height / zoom / 2
-    x = left + width / 2 + width * (camera.slack * (2 * across_draw - 1) - shift)
-    y = top + height / 2 + height * 1.0 * camera.slack * (2 * down_draw - 1)
+    x = left + width / 2 + width * (across - shift)
+    y = top + height / 2 + height * 1.15 * down
     return x - half_width, y - half_height, 2 * half_width, 2 * half_height
 
 
@@ -371,7 +378,7 @@ def _expose(picture, camera, u, v):
     """Light, colours, tone, sharpness and noise of a camera: uint8[height, width, 3]."""
     _, height, width = picture.shape
     # The light differs from visit to visit, and less from image to image of a visit.
-    stops = camera.exposure_spread * (3.4 * (v[2] - 0.5) + 0.5 * (u[11] - 0.5))
+    stops = camera.exposure_spread * (2.9 * (v[2] - 0.5) + 1.2 * (u[11] - 0.5))
     gain = np.float32(camera.exposure * 2.0**stops * (1023 / 255))
     across, down = _ramps(height, width)
     slope_x = np.float32(camera.gradient * (2 * u[14] - 1))
@@ -380,7 +387,7 @@ def _expose(picture, camera, u, v):
     red, green, blue = picture
     seen = np.empty((height, width, 3), np.float32)
     spread = camera.tint_spread
-    tint = [1 + spread * (1.75 * a + 0.25 * b - 1) for a, b in zip(v[3:6], u[29:32], strict=True)]
+    tint = [1 + spread * (1.5 * a + 0.5 * b - 1) for a, b in zip(v[3:6], u[29:32], strict=True)]
     matrix = (camera.matrix * tint).astype(np.float32)
     for channel, (a, b, c) in enumerate(matrix):
         seen[..., channel] = a * red + b * green + c * blue

@@ -96,6 +96,7 @@ def test_shipped_vocabulary_is_that_of_the_code(tmp_path):
 def test_shipped_model_is_for_this_generator():
     figures = json.loads((ASSET / "figures.json").read_text())
     assert figures["generator"] == synthetic.VERSION
+    assert figures["generator_sample_sha256"] == synthetic.SAMPLE_SHA256
     for row in figures["zero_shot"]:
         for name in ("f", "g"):
             assert tiny_clip.LOWEST <= row[name]["times_chance"] <= tiny_clip.HIGHEST

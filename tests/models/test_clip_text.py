@@ -6,6 +6,7 @@ import pytest
 from ccafl_jax.models import prompts
 from ccafl_jax.models.clip import CLIPConfig, ResNetConfig, TextConfig, weights
 from ccafl_jax.models.clip.text import activate
+from ccafl_jax.models.layers import Compute
 from tests.golden_data import golden
 from tests.models.checkpoints import zero_tensors
 
@@ -21,11 +22,11 @@ def golden_config(activation="quick_gelu"):
     )
 
 
-def golden_text(activation="quick_gelu"):
+def golden_text(activation="quick_gelu", compute=None):
     config = golden_config(activation)
     others = zero_tensors(config)
     tensors = {**others, **golden("02_text_s0_weights")}
-    return weights.clip_from_tensors(config, tensors).text
+    return weights.clip_from_tensors(config, tensors, compute=compute).text
 
 
 @pytest.fixture(scope="module")
@@ -49,6 +50,15 @@ def test_prompt_features_golden(text, name, prefix):
     data = golden("02_text_s0")
     found = jax.jit(lambda ctx: features(text, ctx, prefix))(data["cls_ctx"])
     np.testing.assert_allclose(found, data[f"{name}_text_features"], atol=1e-5)
+
+
+def test_prompt_features_in_float64():
+    data = golden("02_text_s0")
+    with jax.enable_x64():
+        text = golden_text(compute=Compute(param_dtype=jnp.float64))
+        found = jax.jit(lambda ctx: features(text, ctx, 4))(data["cls_ctx"].astype(np.float64))
+        assert found.dtype == jnp.float64
+    np.testing.assert_allclose(found, data["reid_text_features"], atol=1e-5)
 
 
 def test_later_positions_do_not_matter(text):

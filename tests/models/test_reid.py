@@ -131,10 +131,10 @@ def test_the_shift_of_the_neck_is_no_parameter(model):
 
 
 def test_group_reaches_every_normalisation():
-    model = build(bn_group=2)
+    model = build(bn_group=4)
     groups = [m.group for _, m in nnx.iter_modules(model) if isinstance(m, BatchNorm)]
-    assert len(groups) == 20 and set(groups) == {2}
-    x = jnp.asarray(np.random.default_rng(0).normal(size=(4, 64, 32, 3)), jnp.float32)
+    assert len(groups) == 20 and set(groups) == {4}
+    x = jnp.asarray(np.random.default_rng(0).normal(size=(8, 64, 32, 3)), jnp.float32)
     graphdef, state = nnx.split(model)
     run = jax.jit(
         lambda graphdef, x: nnx.merge(graphdef, state, copy=True)(x, train=True)[0],
@@ -143,8 +143,9 @@ def test_group_reaches_every_normalisation():
     grouped = run(graphdef, x)
     set_bn_group(model, 0)
     whole = nnx.split(model)[0]
-    np.testing.assert_allclose(grouped[:2], run(whole, x[:2]), atol=1e-5)
-    assert np.abs(grouped - run(whole, x)).max() > 1e-3
+    # Normalising four values of the neck amplifies rounding.
+    np.testing.assert_allclose(grouped[:4], run(whole, x[:4]), atol=1e-4)
+    assert np.abs(grouped - run(whole, x)).max() > 1e-2
 
 
 def test_one_trace_and_no_convolution_in_a_loop():

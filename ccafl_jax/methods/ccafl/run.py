@@ -203,7 +203,14 @@ class Run:
         step = prompts.make_prompt_step(
             self.text_graph, self.template, config, on_trace=self.traces.append
         )
-        bar = tqdm(total=config.epochs, initial=start, desc="prompts", unit="epoch", leave=False)
+        bar = tqdm(
+            total=config.epochs,
+            initial=start,
+            desc="prompts",
+            unit="epoch",
+            leave=False,
+            disable=None,
+        )
         for epoch in range(start, config.epochs):
             rate = prompt_cosine(
                 epoch + 1,
@@ -279,7 +286,11 @@ class Run:
             self._untrained_texts()
         steps: dict[Phase, Callable] = {}
         bar = tqdm(
-            total=(stop - start) * schedule.iterations, desc="training", unit="step", leave=False
+            total=(stop - start) * schedule.iterations,
+            desc="training",
+            unit="step",
+            leave=False,
+            disable=None,  # no bar where nobody watches; the epoch lines remain
         )
         clock = time.monotonic()
         for epoch in range(start, stop):

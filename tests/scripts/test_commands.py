@@ -1,0 +1,82 @@
+"""The commands as a user types them: help, errors in one line, and a small run end to end."""
+
+import json
+import pathlib
+import subprocess
+import sys
+
+import pytest
+
+ROOT = pathlib.Path(__file__).parents[2]
+DEMO = ["--config", "configs/ccafl_demo.py:smoke"]
+
+
+def run(*arguments, timeout=900):
+    return subprocess.run(
+        [sys.executable, *map(str, arguments)],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=timeout,
+        check=False,
+    )
+
+
+def one_line_error(finished):
+    assert finished.returncode == 2, finished.stdout + finished.stderr
+    lines = [line for line in finished.stderr.splitlines() if line.startswith("error: ")]
+    assert len(lines) == 1 and "Traceback" not in finished.stderr, finished.stderr
+    return lines[0]
+
+
+@pytest.mark.ci
+@pytest.mark.parametrize("script", ["train", "evaluate"])
+def test_help_holds_examples(script):
+    finished = run(f"scripts/{script}.py", "--help")
+    assert finished.returncode == 0 and "examples:" in finished.stdout
+
+
+@pytest.mark.ci
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--config.schedule.epoch=3"], "unknown option 'epoch': did you mean 'epochs'?"),
+        (["--config.schedul.epochs=3"], "unknown option 'schedul': did you mean 'schedule'?"),
+        (["--config.schedule.epochs=x"], "invalid literal for int()"),
+        (["--config.icdl.w=2.0"], "must lie between 0 and 1"),
+        (["--epochs=3"], "unknown argument '--epochs=3'"),
+        (["--stages", "prompt"], "must be one of prompts, intra, inter"),
+        (["--config.data.root=nowhere"], "bounding_box_train"),
+        (["--config.model.weights=nowhere"], "place there"),
+    ],
+)
+def test_errors_take_one_line(tmp_path, arguments, message):
+    finished = run("scripts/train.py", *DEMO, "--workdir", tmp_path / "w", *arguments)
+    assert message in one_line_error(finished)
+
+
+@pytest.mark.ci
+def test_missing_recipe_and_missing_run(tmp_path):
+    finished = run("scripts/train.py", "--config", "configs/none.py", "--workdir", tmp_path)
+    assert "the recipes are in configs/" in one_line_error(finished)
+    finished = run("scripts/evaluate.py", "--workdir", tmp_path / "none")
+    assert "train first, or check --workdir" in one_line_error(finished)
+
+
+@pytest.mark.ci
+def test_train_then_evaluate(tmp_path):
+    workdir = tmp_path / "w"
+    finished = run("scripts/train.py", *DEMO, "--workdir", workdir)
+    assert finished.returncode == 0, finished.stderr
+    summary = json.loads((workdir / "summary.json").read_text())
+    assert [stage["name"] for stage in summary["stages"]] == ["prompts", "intra", "inter"]
+    finished = run("scripts/evaluate.py", "--workdir", workdir, "--json", tmp_path / "r.json")
+    assert finished.returncode == 0, finished.stderr
+    result = json.loads((tmp_path / "r.json").read_text())
+    assert result["mAP"] == pytest.approx(summary["final"]["mAP"], rel=1e-5)
+    refused = run("scripts/train.py", *DEMO, "--workdir", workdir)
+    assert "--resume, start anew with --overwrite" in one_line_error(refused)
+    again = run("scripts/train.py", *DEMO, "--workdir", workdir, "--resume")
+    assert again.returncode == 0, again.stderr
+    resumed = json.loads((workdir / "summary.json").read_text())
+    assert resumed["final"] == summary["final"]
