@@ -35,7 +35,7 @@ BASELINE_RATIO, CNN_LOW, CNN_HIGH, INTRA_RATIO, SAME_CAMERA = 0.2, 0.55, 0.9, 0.
 SAME_DOMAIN_DISTANCE, CROSS_DOMAIN_DISTANCE, PORTRAIT_DISTANCE = 3, 2, 1.0
 
 
-AUDIT_DATA = synthetic.SyntheticConfig(train_ids=500, test_ids=120, cameras=6, images=4.0)
+AUDIT_DATA = synthetic.SyntheticConfig(train_ids=600, test_ids=120, cameras=6, images=4.0)
 """The set that is audited, but for its seed."""
 
 
@@ -54,7 +54,7 @@ class AuditConfig:
     """
 
     data: synthetic.SyntheticConfig = AUDIT_DATA
-    steps: int = 2000
+    steps: int = 2200
     classes: int = 32
     instances: int = 2
     learning_rate: float = 3e-3

@@ -73,7 +73,7 @@ class TinyClipConfig:
     cameras: int = 24
     images: int = 5
     captions: int = 6
-    steps: int = 560
+    steps: int = 380
     batch: int = 64
     learning_rate: float = 1.5e-3
     weight_decay: float = 0.02

@@ -2,4 +2,5 @@
 # Runs the tests. Arguments go to pytest, for example: bash scripts/test.sh -m slow
 source "$(dirname "${BASH_SOURCE[0]}")/environment.sh"
 
-exec "$python" -m pytest "$@"
+# Two files at a time: most of the time is compilation, which uses one core.
+exec "$python" -m pytest --numprocesses auto --dist loadfile "$@"

@@ -3,8 +3,12 @@
 import argparse
 import pathlib
 import shutil
+from typing import TYPE_CHECKING
 
 from command import one_line_errors, read_config, start_logging
+
+if TYPE_CHECKING:
+    from ccafl_jax.methods.ccafl.config import DataConfig
 
 EXAMPLES = """\
 examples:
@@ -52,7 +56,7 @@ def run(arguments: argparse.Namespace, overrides: list[str]) -> None:
         remove_run(arguments.workdir)
     root = config.data.root
     if not root and config.data.name == "synthetic":
-        root = draw_synthetic(arguments.workdir / "data", config.data.synthetic_seed)
+        root = draw_synthetic(arguments.workdir / "data", config.data)
     training = prepare_run(config, workdir=arguments.workdir, root=str(root))
     training.train(resume=arguments.resume)
     print(f"summary: {arguments.workdir / 'summary.json'}")
@@ -66,12 +70,13 @@ def remove_run(workdir: pathlib.Path) -> None:
         (workdir / name).unlink(missing_ok=True)
 
 
-def draw_synthetic(folder: pathlib.Path, seed: int) -> pathlib.Path:
-    """Draws the embedded people of a seed into the run folder unless they are there."""
+def draw_synthetic(parent: pathlib.Path, data: "DataConfig") -> pathlib.Path:
+    """Draws the embedded people into the run folder unless they are there."""
     from data_prep.synthetic import SyntheticConfig, write_folder
 
-    folder = folder / f"seed{seed}"
-    counts = write_folder(folder, SyntheticConfig(seed=seed))
+    settings = SyntheticConfig(seed=data.synthetic_seed, train_ids=data.synthetic_ids)
+    folder = parent / f"seed{settings.seed}_ids{settings.train_ids}"
+    counts = write_folder(folder, settings)
     print(f"synthetic people: {sum(counts.values())} images in {folder}")
     return folder
 

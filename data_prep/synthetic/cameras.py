@@ -142,7 +142,7 @@ def _draw_camera(code: int, seed: int, domain: str, strength: float) -> Camera:
         quality=int(50 + 42 * u[9]),
         occlusion=0.04 + 0.07 * u[10],
         zoom=1.0 + 0.08 * signed[11],
-        slack=0.09 + 0.05 * u[12],
+        slack=0.10 + 0.05 * u[12],
         scenes=scenes,
         obstacles=obstacles,
     )

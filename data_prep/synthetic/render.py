@@ -194,7 +194,7 @@ def _frame(camera, image_draws, visit_draws, *, shift):
     zoom = camera.zoom * (1 + scale)
     half_width, half_height = width / zoom / 2, height / zoom / 2
     x = left + width / 2 + width * (across - shift)
-    y = top + height / 2 + height * 1.15 * down
+    y = top + height / 2 + height * 1.25 * down
     return x - half_width, y - half_height, 2 * half_width, 2 * half_height
 
 

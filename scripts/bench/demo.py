@@ -48,7 +48,9 @@ def one_seed(seed: int, variant: str, workdir: pathlib.Path) -> dict:
     command += ["--overwrite", f"--config.data.synthetic_seed={seed}", f"--config.seed={seed}"]
     subprocess.run(command, check=True, cwd=ROOT)
     summary = json.loads((folder / "summary.json").read_text())
-    name, score = max(training_free(folder / "data" / f"seed{seed}").items(), key=lambda x: x[1])
+    name, score = max(
+        training_free(next((folder / "data").glob(f"seed{seed}_*"))).items(), key=lambda x: x[1]
+    )
     return {
         "seed": seed,
         "training_free": {"name": name, "mAP": score},
@@ -58,7 +60,7 @@ def one_seed(seed: int, variant: str, workdir: pathlib.Path) -> dict:
 
 
 def training_free(root: pathlib.Path) -> dict[str, float]:
-    """The mAP of everything that needs no training, at 64 x 32, on a folder in Market-1501 layout."""
+    """The mAP of everything that needs no training, at 64 x 32, on a Market-1501 folder."""
     from ccafl_jax.data.market1501 import load_market1501
     from ccafl_jax.data.sources import load_images
     from data_prep import audit

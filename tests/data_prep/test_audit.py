@@ -1,4 +1,4 @@
-"""The audit of the synthetic people: its measures on hand-made cases, its table, a tiny training."""
+"""The audit of the synthetic people: measures on hand-made cases, its table, a tiny training."""
 
 import dataclasses
 

@@ -168,6 +168,7 @@ ELSEWHERE = {
     "data.name": "synthetic",
     "data.root": "elsewhere",
     "data.synthetic_seed": 7,
+    "data.synthetic_ids": 30,
     "devices": 1,
     "keep_checkpoints": 5,
     "published": "mAP 1",

@@ -22,7 +22,8 @@ class DataConfig:
         the work folder when `root` is empty).
       root: folder of the data set, or one that holds it.
       height, width: pixels after resizing.
-      synthetic_seed: which synthetic people to draw when `root` is empty.
+      synthetic_seed, synthetic_ids: which synthetic people to draw when `root` is empty, and how
+        many training identities.
     """
 
     name: str = "market1501"
@@ -30,6 +31,7 @@ class DataConfig:
     height: int = 256
     width: int = 128
     synthetic_seed: int = 100
+    synthetic_ids: int = 200
 
     def __post_init__(self):
         require_choice("name", self.name, ("market1501", "synthetic"))

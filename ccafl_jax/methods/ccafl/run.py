@@ -146,9 +146,12 @@ class Run:
 
     def train(self, *, resume: bool = False) -> dict:
         """Runs the configured stages and returns the summary."""
-        if resume:
+        started = self.checkpoints.latest() is not None
+        if resume and started:
             self._restore()
-        elif self.checkpoints.latest() is not None:
+        elif resume:
+            log.info("nothing to resume in %s: starting anew", self.workdir)
+        elif started:
             raise FileExistsError(
                 f"{self.workdir} already holds checkpoints: continue with --resume, start anew "
                 "with --overwrite, or choose another --workdir"
@@ -194,10 +197,11 @@ class Run:
         config, start = self.config.prompts, self.progress.prompt_epochs
         if start < config.epochs:
             clock = time.monotonic()
-            self._prompt_epochs(start)
-            self._finish_prompts(time.monotonic() - clock)
+            loss = self._prompt_epochs(start)
+            self._finish_prompts(loss, time.monotonic() - clock)
 
-    def _prompt_epochs(self, start: int) -> None:
+    def _prompt_epochs(self, start: int) -> float:
+        """Trains from epoch `start`; returns the mean loss of the last epoch."""
         config = self.config.prompts
         context = self._prompt_context()
         step = prompts.make_prompt_step(
@@ -238,8 +242,8 @@ class Run:
             last = epoch + 1 == config.epochs
             if not last:  # the last one is saved with the texts
                 self._save()
-            self._losses_so_far = means
         bar.close()
+        return means["loss"]
 
     def _prompt_context(self) -> prompts.PromptContext:
         g = self.extract_g(self.state.params, self.state.batch_stats, self.images)
@@ -253,21 +257,18 @@ class Run:
         )
         return replicate(context, self.mesh)
 
-    def _finish_prompts(self, seconds: float) -> None:
+    def _finish_prompts(self, loss: float, seconds: float) -> None:
         encode = prompts.make_class_texts(self.text_graph, self.template)
         self.class_text = encode(self.text_params, self.sentence, self.prompt_state.prompts)
         context = self._prompt_context()
         top1 = prompts.top1_inside_camera(
             context.image_features, self.class_text, context.label, context.cam_of
         )
-        entry = {
-            "name": "prompts",
-            "loss": self._losses_so_far["loss"],
-            "top1_inside_camera": float(top1),
-            "seconds": seconds,
-        }
-        self.progress.stages.append(entry)
-        log.info("prompts: %s", format_line({k: v for k, v in entry.items() if k != "name"}))
+        learned = {"loss": loss, "top1_inside_camera": float(top1)}
+        log.info("prompts: %s", format_line(learned | {"seconds": seconds}))
+        # The image encoder is untouched, so the figures are still those it came with.
+        figures = {key: value for key, value in self.progress.zero_shot.items() if key != "g"}
+        self.progress.stages.append({"name": "prompts", **learned, **figures, "seconds": seconds})
         self._save()
 
     # Stages 2 and 3.
