@@ -136,9 +136,9 @@ def build(out: pathlib.Path, config: TinyClipConfig, *, eval_seeds: tuple[int, .
 
 
 def write_tokenizer(directory: pathlib.Path, *, sentences: int = 4000) -> None:
-    """Trains a byte-pair vocabulary on captions and writes vocab.json and merges.txt.
+    """Trains a byte-pair vocabulary on captions and writes the files of a tokenizer.
 
-    Tokens are laid out as in CLIP's vocabulary: the bytes, the bytes at the end of a word, the
+    The files are vocab.json, merges.txt and tokenizer_config.json. Tokens are laid out as in CLIP's vocabulary: the bytes, the bytes at the end of a word, the
     merges, <|startoftext|> and <|endoftext|>.
 
     Args:
@@ -180,6 +180,8 @@ def write_tokenizer(directory: pathlib.Path, *, sentences: int = 4000) -> None:
     (directory / "vocab.json").write_text(json.dumps(vocab, ensure_ascii=False) + "\n", "utf-8")
     lines = ["#version: 0.2", *(" ".join(pair) for pair in merges)]
     (directory / "merges.txt").write_text("\n".join(lines) + "\n", "utf-8")
+    settings = {"model_max_length": CONTEXT, "tokenizer_class": "CLIPTokenizer"}
+    (directory / "tokenizer_config.json").write_text(json.dumps(settings, indent=2) + "\n")
 
 
 def draw_pairs(config: TinyClipConfig, tokenizer: Tokenizer) -> Pairs:

@@ -26,7 +26,9 @@ _SEARCH_DEPTH = 3
 _logger = logging.getLogger(__name__)
 
 
-def load_market1501(root: str | os.PathLike) -> ReIDDataset:
+def load_market1501(
+    root: str | os.PathLike, *, allow_single_identity: bool = False, for_training: bool = True
+) -> ReIDDataset:
     """Reads the three splits of a folder in Market-1501 layout.
 
     Files are taken in the order of their names. Junk (id -1) stays in the gallery, where rankings
@@ -35,6 +37,8 @@ def load_market1501(root: str | os.PathLike) -> ReIDDataset:
 
     Args:
       root: the folder that holds the splits, or one up to three levels above it.
+      allow_single_identity: accept training cameras with one identity, with a warning.
+      for_training: check the cameras of the training set; evaluation needs no such check.
 
     Returns:
       `ReIDDataset` with absolute paths; `summary()` is its printed form. Warnings are logged and
@@ -43,7 +47,7 @@ def load_market1501(root: str | os.PathLike) -> ReIDDataset:
     Raises:
       FileNotFoundError: `root` or a split is missing; the message shows the expected tree.
       ValueError: several data sets below `root`, no usable image, no camera ids, a single camera,
-        or nothing but cameras with one identity.
+        or a camera with one identity.
     """
     base = find_root(root)
     report: dict = {}
@@ -56,7 +60,11 @@ def load_market1501(root: str | os.PathLike) -> ReIDDataset:
         split: Records(path=path, pid=pid, camid=camid)
         for (split, (path, pid, _)), camid in zip(files.items(), camids, strict=True)
     }
-    report["warnings"] = _check_names(base, report) + check_cameras(splits["train"], camera_codes)
+    report["warnings"] = _check_names(base, report)
+    if for_training:
+        report["warnings"] += check_cameras(
+            splits["train"], camera_codes, allow_single_identity=allow_single_identity
+        )
     for text in report["warnings"]:
         _logger.warning("%s: %s", base, text)
     return ReIDDataset(
@@ -92,14 +100,16 @@ def find_root(root: str | os.PathLike) -> pathlib.Path:
     )
 
 
-def check_cameras(train: Records, camera_codes: tuple[int, ...]) -> tuple[str, ...]:
+def check_cameras(
+    train: Records, camera_codes: tuple[int, ...], *, allow_single_identity: bool = False
+) -> tuple[str, ...]:
     """Checks that intra-camera classes can be told apart and linked across cameras.
 
     Returns:
-      Warnings: one that names every camera with a single identity, if there are any.
+      Warnings: with `allow_single_identity`, one that names every camera with one identity.
 
     Raises:
-      ValueError: one camera in all, or every camera has one identity.
+      ValueError: one camera in all, or a camera with one identity.
     """
     labels = intra_camera_labels(train.pid, train.camid)
     cameras, ids = np.unique(labels.cam_of, return_counts=True)
@@ -108,16 +118,16 @@ def check_cameras(train: Records, camera_codes: tuple[int, ...]) -> tuple[str, .
             f"the training images come from one camera (c{camera_codes[cameras[0]]}); learning "
             "across cameras needs two or more"
         )
-    lonely = [f"c{camera_codes[camera]}" for camera in cameras[ids == 1]]
-    if len(lonely) == len(cameras):
+    lonely = ", ".join(f"c{camera_codes[camera]}" for camera in cameras[ids == 1])
+    if lonely and (not allow_single_identity or np.all(ids == 1)):
         raise ValueError(
-            "every camera of the training set has one identity; intra-camera learning needs a "
-            "camera with two or more"
+            f"training cameras with a single identity: {lonely}; intra-camera learning compares "
+            "identities of one camera: add images, remove those of that camera, or set "
+            "data.allow_single_identity=True (its intra-camera losses are then 0)"
         )
     if lonely:
         return (
-            f"training cameras with a single identity: {', '.join(lonely)}; their intra-camera "
-            "losses are 0",
+            f"training cameras with a single identity: {lonely}; their intra-camera losses are 0",
         )
     return ()
 

@@ -87,7 +87,6 @@ class ReIDDataset:
             left_out = {key: n for key, n in counts.items() if key != "read" and n}
             if left_out:
                 lines.append(f"{split}: " + ", ".join(f"{n} {key}" for key, n in left_out.items()))
-        lines += [f"warning: {text}" for text in self.report.get("warnings", ())]
         return "\n".join(lines)
 
 

@@ -106,7 +106,7 @@ def test_nothing_is_dropped_silently(tmp_path, caplog):
     assert "1 images junk dropped" in caplog.text
     summary = dataset.summary()
     assert "1 junk dropped, 2 with an unreadable name, 2 not an image" in summary
-    assert "warning: bounding_box_train: 2 images with an unreadable name" in summary
+    assert "bounding_box_train: 2 images with an unreadable name" in caplog.text
 
 
 def test_summary_counts(tmp_path):
@@ -123,9 +123,12 @@ def test_summary_counts(tmp_path):
 
 
 def test_a_camera_with_one_identity_is_named(tmp_path):
-    dataset = load_market1501(make_tree(tmp_path, train=(*TRAIN, "0009_c5_1.jpg")))
-    (warning,) = dataset.report["warnings"]
+    root = make_tree(tmp_path, train=(*TRAIN, "0009_c5_1.jpg"))
+    with pytest.raises(ValueError, match="single identity: c5;.*data.allow_single_identity=True"):
+        load_market1501(root)
+    (warning,) = load_market1501(root, allow_single_identity=True).report["warnings"]
     assert "single identity: c5;" in warning
+    assert load_market1501(root, for_training=False).report["warnings"] == ()
 
 
 @pytest.mark.parametrize(
@@ -137,7 +140,7 @@ def test_a_camera_with_one_identity_is_named(tmp_path):
         (("0001_000.jpg", "0002.jpg"), r"names hold no camera ids \(e.g. 0001_000.jpg\)"),
         (("-1_c1s1_000001_01.jpg",), "no image found"),
         (("0001_c4_1.jpg", "0002_c4_1.jpg"), r"one camera \(c4\)"),
-        (("0001_c1_1.jpg", "0001_c2_1.jpg"), "every camera .* has one identity"),
+        (("0001_c1_1.jpg", "0001_c2_1.jpg"), "single identity: c1, c2"),
     ],
 )
 def test_unusable_training_sets(tmp_path, train, message):

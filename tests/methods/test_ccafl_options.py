@@ -169,6 +169,7 @@ ELSEWHERE = {
     "data.root": "elsewhere",
     "data.synthetic_seed": 7,
     "data.synthetic_ids": 30,
+    "data.allow_single_identity": True,
     "devices": 1,
     "keep_checkpoints": 5,
     "published": "mAP 1",

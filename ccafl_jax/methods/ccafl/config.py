@@ -24,6 +24,7 @@ class DataConfig:
       height, width: pixels after resizing.
       synthetic_seed, synthetic_ids: which synthetic people to draw when `root` is empty, and how
         many training identities.
+      allow_single_identity: accept cameras with one identity, whose intra-camera losses are 0.
     """
 
     name: str = "market1501"
@@ -32,6 +33,7 @@ class DataConfig:
     width: int = 128
     synthetic_seed: int = 100
     synthetic_ids: int = 200
+    allow_single_identity: bool = False
 
     def __post_init__(self):
         require_choice("name", self.name, ("market1501", "synthetic"))

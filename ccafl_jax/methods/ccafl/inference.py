@@ -86,7 +86,7 @@ def load_trained(workdir: pathlib.Path, *, number: int | None = None) -> Trained
 
 def evaluate_model(model: TrainedModel, *, root: str = "") -> dict[str, float]:
     """Figures of a trained model on the test set of `root` (default: its own data set)."""
-    dataset = load_market1501(root or model.data_root)
+    dataset = load_market1501(root or model.data_root, for_training=False)
     data = model.config.data
     paths = np.concatenate([dataset.query.path, dataset.gallery.path])
     features = model.embed(load_images(paths, data.height, data.width))

@@ -36,7 +36,7 @@ def prepare_run(config: CCAFLConfig, *, workdir: pathlib.Path, root: str) -> Run
         )
     directory = weights_directory(config.model)
     clip, tokenizer = load_towers(config, directory), Tokenizer(directory)
-    dataset = load_market1501(root)
+    dataset = load_market1501(root, allow_single_identity=config.data.allow_single_identity)
     log.info("%s", dataset.summary())
     return Run(
         config,

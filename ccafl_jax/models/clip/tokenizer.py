@@ -1,5 +1,6 @@
 """Texts to token ids with the tokenizer files of a model directory."""
 
+import os
 import pathlib
 
 import numpy as np
@@ -25,6 +26,8 @@ class Tokenizer:
                 f"{directory} has no tokenizer: place tokenizer.json, or vocab.json and "
                 "merges.txt, of the model there"
             )
+        # Only the tokenizer is wanted; the advice to install PyTorch would mislead.
+        os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
         try:
             from transformers import CLIPTokenizer
         except ImportError as error:
