@@ -76,4 +76,4 @@ def shorten(config: ConfigDict) -> None:
 
 def lengthen(config: ConfigDict) -> None:
     """About half an hour on two cores."""
-    config.schedule.iterations *= 5
+    config.schedule.iterations *= 4

@@ -138,8 +138,9 @@ def build(out: pathlib.Path, config: TinyClipConfig, *, eval_seeds: tuple[int, .
 def write_tokenizer(directory: pathlib.Path, *, sentences: int = 4000) -> None:
     """Trains a byte-pair vocabulary on captions and writes the files of a tokenizer.
 
-    The files are vocab.json, merges.txt and tokenizer_config.json. Tokens are laid out as in CLIP's vocabulary: the bytes, the bytes at the end of a word, the
-    merges, <|startoftext|> and <|endoftext|>.
+    The files are vocab.json, merges.txt and tokenizer_config.json. Tokens are laid out as in
+    CLIP's vocabulary: the bytes, the bytes at the end of a word, the merges, <|startoftext|> and
+    <|endoftext|>.
 
     Args:
       directory: where to.
@@ -162,19 +163,22 @@ def write_tokenizer(directory: pathlib.Path, *, sentences: int = 4000) -> None:
         ]
     )
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    endings = [f"{letter}</w>" for letter in alphabet]
     bpe.train_from_iterator(
         corpus,
         trainers.BpeTrainer(
             vocab_size=4000,
             min_frequency=1,
             initial_alphabet=alphabet,
+            # Numbered in advance: the trainer numbers endings in random order, and equally
+            # frequent pairs are merged in the order of their numbers.
+            special_tokens=endings,
             end_of_word_suffix="</w>",
             show_progress=False,
         ),
     )
     merges = [tuple(pair) for pair in json.loads(bpe.to_str())["model"]["merges"]]
-    tokens = [*alphabet, *(f"{letter}</w>" for letter in alphabet)]
-    tokens += [a + b for a, b in merges]
+    tokens = alphabet + endings + [a + b for a, b in merges]
     tokens += ["<|startoftext|>", "<|endoftext|>"]
     vocab = {token: index for index, token in enumerate(dict.fromkeys(tokens))}
     (directory / "vocab.json").write_text(json.dumps(vocab, ensure_ascii=False) + "\n", "utf-8")

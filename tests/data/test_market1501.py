@@ -106,7 +106,6 @@ def test_nothing_is_dropped_silently(tmp_path, caplog):
     assert "1 images junk dropped" in caplog.text
     summary = dataset.summary()
     assert "1 junk dropped, 2 with an unreadable name, 2 not an image" in summary
-    assert "bounding_box_train: 2 images with an unreadable name" in caplog.text
 
 
 def test_summary_counts(tmp_path):
@@ -124,7 +123,7 @@ def test_summary_counts(tmp_path):
 
 def test_a_camera_with_one_identity_is_named(tmp_path):
     root = make_tree(tmp_path, train=(*TRAIN, "0009_c5_1.jpg"))
-    with pytest.raises(ValueError, match="single identity: c5;.*data.allow_single_identity=True"):
+    with pytest.raises(ValueError, match=r"single identity: c5;.*data.allow_single_identity=True"):
         load_market1501(root)
     (warning,) = load_market1501(root, allow_single_identity=True).report["warnings"]
     assert "single identity: c5;" in warning

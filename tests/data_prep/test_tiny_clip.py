@@ -33,9 +33,10 @@ def test_every_word_is_one_token(vocabulary):
 
 
 def test_vocabulary_is_deterministic(vocabulary, tmp_path):
-    tiny_clip.write_tokenizer(tmp_path, sentences=300)
-    for name in ("vocab.json", "merges.txt"):
-        assert (tmp_path / name).read_text() == (vocabulary / name).read_text()
+    for _ in range(4):
+        tiny_clip.write_tokenizer(tmp_path, sentences=300)
+        for name in ("vocab.json", "merges.txt"):
+            assert (tmp_path / name).read_text() == (vocabulary / name).read_text()
 
 
 def test_prompt_fits_the_vocabulary(vocabulary):
@@ -104,8 +105,11 @@ def test_shipped_model_is_for_this_generator():
 
 
 def test_shipped_towers_belong_together(shipped):
-    """People it never saw: the right caption of 16 is found far more often than by chance."""
-    config = tiny_clip.TinyClipConfig(seed=77, people=64, cameras=4, images=1, captions=1)
+    """People it never saw: the right caption of 16 is found far more often than by chance.
+
+    Chance is 1/16 with a standard deviation of .015 over 256 people.
+    """
+    config = tiny_clip.TinyClipConfig(seed=77, people=256, cameras=12, images=1, captions=1)
     pairs = tiny_clip.draw_pairs(config, Tokenizer(ASSET))
     images = tiny_clip.normalize(pairs.images)
     g = jax.jit(lambda x: shipped.visual(x, train=False))(images)
@@ -117,9 +121,9 @@ def test_shipped_towers_belong_together(shipped):
         (g / jnp.linalg.norm(g, axis=1, keepdims=True))
         @ (t / jnp.linalg.norm(t, axis=1, keepdims=True)).T
     )
-    blocks = [cosine[i : i + 16, i : i + 16] for i in range(0, 64, 16)]
+    blocks = [cosine[i : i + 16, i : i + 16] for i in range(0, 256, 16)]
     hits = np.mean([(block.argmax(1) == np.arange(16)).mean() for block in blocks])
-    assert hits > 3 / 16
+    assert hits > 2 / 16
 
 
 def test_pairs_are_deterministic_and_of_the_domain(vocabulary):

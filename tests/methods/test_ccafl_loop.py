@@ -23,17 +23,17 @@ from ccafl_jax.methods.ccafl.config import (
     TextConfig,
 )
 from ccafl_jax.methods.ccafl.phases import (
-    classifier_optimizer,
-    encoder_optimizer,
+    initial_state,
     make_step,
     phase_of,
 )
-from ccafl_jax.methods.ccafl.run import Progress, Run
+from ccafl_jax.methods.ccafl.progress import Progress
+from ccafl_jax.methods.ccafl.run import Run
 from ccafl_jax.models.clip import ModifiedResNet, ResNetConfig, load_reid_tensors
 from ccafl_jax.models.layers import Compute
 from ccafl_jax.models.reid import CLIPReID
 from ccafl_jax.training.sharding import make_mesh, replicate
-from ccafl_jax.training.state import TrainState, merge_model, split_model
+from ccafl_jax.training.state import merge_model, split_model
 from tests.golden_data import golden
 
 RELEASE = CCAFLConfig(
@@ -95,15 +95,7 @@ class ReferenceRun(Run):
         load_reid_tensors(model, initial)
         self.graphdef, params, batch_stats = split_model(model)
         self._build_extractors()
-        state = TrainState(
-            step=jnp.zeros((), jnp.int32),
-            params=params,
-            batch_stats=batch_stats,
-            opt_state=encoder_optimizer(config, list(params)).init(params),
-            classifier=classifier,
-            classifier_opt=classifier_optimizer(config).init(classifier),
-            memory={},
-        )
+        state = initial_state(config, params, batch_stats, classifier)
         self.state = replicate(state, self.mesh)
         self.images = replicate(self.images, self.mesh)
         self.progress, self.traces = Progress(), []

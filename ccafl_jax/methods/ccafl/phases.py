@@ -24,7 +24,7 @@ from ccafl_jax.training.optimizers import (
     grouped,
     label_by_path,
 )
-from ccafl_jax.training.state import TrainState, batch_stats_of, merge_model
+from ccafl_jax.training.state import FlatDict, TrainState, batch_stats_of, merge_model
 
 PARAMETER_GROUPS = ((r"(^|/)attnpool/", "text_head"), (r"", "trunk"))
 """Only the text losses reach the attention pool; the trunk is reached by every loss."""
@@ -95,6 +95,21 @@ def classifier_optimizer(config: CCAFLConfig) -> optax.GradientTransformation:
     return optax.chain(
         coupled_adam(config.optimizer.classifier_weight_decay),
         optax.scale(-config.optimizer.classifier_lr),
+    )
+
+
+def initial_state(
+    config: CCAFLConfig, params: FlatDict, batch_stats: FlatDict, classifier: jax.Array
+) -> TrainState:
+    """The state before the first step, without a memory."""
+    return TrainState(
+        step=jnp.zeros((), jnp.int32),
+        params=params,
+        batch_stats=batch_stats,
+        opt_state=encoder_optimizer(config, list(params)).init(params),
+        classifier=classifier,
+        classifier_opt=classifier_optimizer(config).init(classifier),
+        memory={},
     )
 
 

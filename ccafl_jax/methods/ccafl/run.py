@@ -27,21 +27,21 @@ from ccafl_jax.methods.ccafl.inference import vision_description
 from ccafl_jax.methods.ccafl.phases import (
     Context,
     Phase,
-    classifier_optimizer,
-    encoder_optimizer,
+    initial_state,
     make_step,
     phase_of,
 )
+from ccafl_jax.methods.ccafl.progress import Progress, pack, unpack
 from ccafl_jax.models.clip import CLIP, Tokenizer
 from ccafl_jax.models.prompts import init_prompts, prompt_template, template_embeddings
 from ccafl_jax.models.reid import CLIPReID
 from ccafl_jax.pseudo_labels.cross_camera import diagnostics
 from ccafl_jax.report.summary import result_table, summary_rows, write_json
-from ccafl_jax.training.checkpoints import Checkpoints, leaves_by_path, restore_leaves
+from ccafl_jax.training.checkpoints import Checkpoints
 from ccafl_jax.training.log import RunLog, format_line
 from ccafl_jax.training.optimizers import prompt_cosine, warmup_multistep
 from ccafl_jax.training.sharding import check_batch, make_mesh, replicate, shard_rows
-from ccafl_jax.training.state import TrainState, split_model
+from ccafl_jax.training.state import split_model
 
 log = logging.getLogger("ccafl_jax")
 
@@ -112,15 +112,7 @@ class Run:
         )
         initial_prompts = init_prompts(prompt_key, classes, width=self.sentence.shape[-1])
         self._build_extractors()
-        state = TrainState(
-            step=jnp.zeros((), jnp.int32),
-            params=params,
-            batch_stats=batch_stats,
-            opt_state=encoder_optimizer(config, list(params)).init(params),
-            classifier=classifier,
-            classifier_opt=classifier_optimizer(config).init(classifier),
-            memory={},
-        )
+        state = initial_state(config, params, batch_stats, classifier)
         prompt_state = prompts.PromptState(
             prompts=initial_prompts,
             opt_state=prompts.prompt_optimizer(config.prompts).init(initial_prompts),
@@ -435,17 +427,6 @@ class Run:
         return score(features, self.dataset, no_match=self.config.evaluation.no_match)
 
     def _save(self) -> None:
-        state = {
-            "params": self.state.params,
-            "batch_stats": self.state.batch_stats,
-            "opt_state": leaves_by_path(self.state.opt_state),
-            "classifier": self.state.classifier,
-            "classifier_opt": leaves_by_path(self.state.classifier_opt),
-            "step": self.state.step,
-            "prompts": leaves_by_path(self.prompt_state),
-        }
-        if self.class_text is not None:
-            state["class_text"] = self.class_text
         self.progress.seconds = self._seconds_before + self.log.seconds
         meta = {
             "format": 1,
@@ -456,7 +437,8 @@ class Run:
             "vision": self.vision,
             "data_root": self.dataset.root,
         }
-        self.checkpoints.save(self.progress.number, state, meta)
+        tree = pack(self.state, self.prompt_state, self.class_text)
+        self.checkpoints.save(self.progress.number, tree, meta)
 
     def _restore(self) -> None:
         meta = self.checkpoints.restore_meta()
@@ -465,21 +447,8 @@ class Run:
                 f"the checkpoint in {self.workdir} has {meta['classes']} classes, the training set "
                 f"has {self.num_classes}: point data.root at the set it was trained on"
             )
-        state = self.checkpoints.restore()
-        restored = self.state.replace(
-            step=state["step"],
-            params=_same_keys(self.state.params, state["params"]),
-            batch_stats=_same_keys(self.state.batch_stats, state["batch_stats"]),
-            opt_state=restore_leaves(self.state.opt_state, state["opt_state"]),
-            classifier=state["classifier"],
-            classifier_opt=restore_leaves(self.state.classifier_opt, state["classifier_opt"]),
-        )
-        self.state = replicate(restored, self.mesh)
-        self.prompt_state = replicate(
-            restore_leaves(self.prompt_state, state["prompts"]), self.mesh
-        )
-        if "class_text" in state:
-            self.class_text = replicate(state["class_text"], self.mesh)
+        restored = unpack(self.checkpoints.restore(), self.state, self.prompt_state)
+        self.state, self.prompt_state, self.class_text = replicate(restored, self.mesh)
         self.progress = Progress.from_json(meta["progress"])
         log.info(
             "resumed after %d prompt and %d encoder epochs",
@@ -507,37 +476,6 @@ class Run:
         return summary
 
 
-@dataclasses.dataclass
-class Progress:
-    """How far a run has come; the part of its state that is not arrays of the model."""
-
-    prompt_epochs: int = 0
-    encoder_epochs: int = 0
-    zero_shot: dict | None = None
-    stages: list = dataclasses.field(default_factory=list)
-    clusters: np.ndarray = dataclasses.field(default_factory=lambda: np.zeros(0, np.int32))
-    gid_accuracy: float = 0.0
-    seconds: float = 0.0
-
-    @property
-    def number(self) -> int:
-        """Number of the checkpoint."""
-        return self.prompt_epochs + self.encoder_epochs
-
-    def next_epochs(self) -> dict[str, int]:
-        """First epoch of each log that is still to come."""
-        return {"prompts": self.prompt_epochs, "encoder": self.encoder_epochs}
-
-    def to_json(self) -> dict:
-        """As JSON values."""
-        return dataclasses.asdict(self) | {"clusters": np.asarray(self.clusters).tolist()}
-
-    @classmethod
-    def from_json(cls, values: dict) -> "Progress":
-        """Inverse of `to_json`."""
-        return cls(**values | {"clusters": np.asarray(values["clusters"], np.int32)})
-
-
 def _headline(metrics: dict) -> dict:
     return {key: metrics[key] for key in ("mAP", "rank1", "same_camera_share")}
 
@@ -554,16 +492,6 @@ def _epoch_line(scalars: dict[str, float]) -> str:
         if key in scalars:
             shown[key.removeprefix("association_")] = scalars[key]
     return format_line(shown)
-
-
-def _same_keys(expected: dict, found: dict) -> dict:
-    missing, extra = sorted(expected.keys() - found.keys()), sorted(found.keys() - expected.keys())
-    if missing or extra:
-        raise ValueError(
-            f"the checkpoint is of another model: it lacks {missing[:3]} and has {extra[:3]}; use "
-            "the model options it was trained with"
-        )
-    return {key: found[key] for key in expected}
 
 
 def _jsonable(value):

@@ -3,6 +3,7 @@
 import importlib.resources
 import logging
 import pathlib
+import sys
 
 import jax.numpy as jnp
 import numpy as np
@@ -52,7 +53,8 @@ def read_images(dataset: ReIDDataset, config: DataConfig) -> Images:
     """Decodes and resizes all splits."""
 
     def read(paths: np.ndarray) -> np.ndarray:
-        return load_images(paths, config.height, config.width)
+        watched = sys.stderr.isatty()  # no bar in log files
+        return load_images(paths, config.height, config.width, progress=watched)
 
     test_paths = np.concatenate([dataset.query.path, dataset.gallery.path])
     return Images(train=read(dataset.train.path), test=read(test_paths))

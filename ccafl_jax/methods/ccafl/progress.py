@@ -1,0 +1,99 @@
+"""How far a run has come, and its arrays as a checkpoint holds them."""
+
+import dataclasses
+from typing import Any
+
+import jax
+import numpy as np
+
+from ccafl_jax.methods.ccafl.prompts import PromptState
+from ccafl_jax.training.checkpoints import leaves_by_path, restore_leaves
+from ccafl_jax.training.state import TrainState
+
+
+@dataclasses.dataclass
+class Progress:
+    """The part of a run's state that is not arrays of the model.
+
+    Attributes:
+      prompt_epochs, encoder_epochs: epochs done of stage 1, and of stages 2 and 3 together.
+      zero_shot: figures of the encoder as it came.
+      stages: one entry a finished stage, as in the summary.
+      clusters: int32[classes], the pseudo identities in force.
+      gid_accuracy: batch accuracy of the global classifier in the last epoch.
+      seconds: spent so far.
+    """
+
+    prompt_epochs: int = 0
+    encoder_epochs: int = 0
+    zero_shot: dict | None = None
+    stages: list = dataclasses.field(default_factory=list)
+    clusters: np.ndarray = dataclasses.field(default_factory=lambda: np.zeros(0, np.int32))
+    gid_accuracy: float = 0.0
+    seconds: float = 0.0
+
+    @property
+    def number(self) -> int:
+        """Number of the checkpoint."""
+        return self.prompt_epochs + self.encoder_epochs
+
+    def next_epochs(self) -> dict[str, int]:
+        """First epoch of each log that is still to come."""
+        return {"prompts": self.prompt_epochs, "encoder": self.encoder_epochs}
+
+    def to_json(self) -> dict:
+        """As JSON values."""
+        return dataclasses.asdict(self) | {"clusters": np.asarray(self.clusters).tolist()}
+
+    @classmethod
+    def from_json(cls, values: dict) -> "Progress":
+        """Inverse of `to_json`."""
+        return cls(**values | {"clusters": np.asarray(values["clusters"], np.int32)})
+
+
+def pack(
+    state: TrainState, prompt_state: PromptState, class_text: jax.Array | None
+) -> dict[str, Any]:
+    """The arrays of a run as a nested dictionary that names no optimiser class.
+
+    The memory banks are left out: every epoch rebuilds them from features.
+    """
+    tree = {
+        "params": state.params,
+        "batch_stats": state.batch_stats,
+        "opt_state": leaves_by_path(state.opt_state),
+        "classifier": state.classifier,
+        "classifier_opt": leaves_by_path(state.classifier_opt),
+        "step": state.step,
+        "prompts": leaves_by_path(prompt_state),
+    }
+    return tree if class_text is None else tree | {"class_text": class_text}
+
+
+def unpack(
+    tree: dict[str, Any], state: TrainState, prompt_state: PromptState
+) -> tuple[TrainState, PromptState, Any]:
+    """Inverse of :func:`pack`, in the structure of the given states.
+
+    Raises:
+      ValueError: the checkpoint is of another model.
+    """
+    restored = state.replace(
+        step=tree["step"],
+        params=_same_keys(state.params, tree["params"]),
+        batch_stats=_same_keys(state.batch_stats, tree["batch_stats"]),
+        opt_state=restore_leaves(state.opt_state, tree["opt_state"]),
+        classifier=tree["classifier"],
+        classifier_opt=restore_leaves(state.classifier_opt, tree["classifier_opt"]),
+    )
+    return restored, restore_leaves(prompt_state, tree["prompts"]), tree.get("class_text")
+
+
+def _same_keys(expected: dict, found: dict) -> dict:
+    missing, extra = sorted(expected.keys() - found.keys()), sorted(found.keys() - expected.keys())
+    if missing or extra:
+        raise ValueError(
+            f"the checkpoint is of another model: it lacks {missing[:3]} and has {extra[:3]}; use "
+            "the model options it was trained with"
+        )
+    return {key: found[key] for key in expected}
