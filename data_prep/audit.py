@@ -306,17 +306,8 @@ def audit(
         cnn[name] = retrieval(query, gallery, *features)
         cnn[name]["same_camera_rank1"] = same_camera_rank1(query, gallery, *features)
         log(f"seed {config.data.seed}: CNN {name} {cnn[name]}")
-    full, intra = cnn["full"]["mAP"], cnn["intra"]["mAP"]
     distance = near_identical(config)
-    verdicts = {
-        "a": free[best] <= BASELINE_RATIO * full,
-        "b": CNN_LOW <= full <= CNN_HIGH,
-        "c": intra <= INTRA_RATIO * full,
-        "d": cnn["intra"]["same_camera_rank1"] >= SAME_CAMERA,
-        "e": distance["data"] >= SAME_DOMAIN_DISTANCE
-        and distance["pretrain"] >= CROSS_DOMAIN_DISTANCE
-        and distance["portrait"] >= PORTRAIT_DISTANCE,
-    }
+    passed = verdicts(free[best], cnn, distance)
     return {
         "seed": config.data.seed,
         "images": {name: len(split.pid) for name, split in splits.items()},
@@ -328,8 +319,8 @@ def audit(
         "shared_colours": shared_colours(
             synthetic.draw_people(1 + 2 * np.arange(config.data.train_ids), seed=config.data.seed)
         ),
-        "verdicts": verdicts,
-        "passed": all(verdicts.values()),
+        "verdicts": passed,
+        "passed": all(passed.values()),
         "seconds": round(time.perf_counter() - start, 1),
     }
 
@@ -345,6 +336,28 @@ def clip_features(directory: Path) -> Callable[[np.ndarray], tuple[np.ndarray, n
     except ImportError as error:
         raise ValueError("data_prep.tiny_clip offers no zero_shot_features") from error
     return functools.partial(zero_shot_features, directory=directory)
+
+
+def verdicts(
+    training_free: float, cnn: dict[str, dict[str, float]], distance: dict[str, float]
+) -> dict[str, bool]:
+    """Which of the five conditions hold.
+
+    Args:
+      training_free: mAP of the best baseline.
+      cnn: figures of the CNN by kind of labels, "full" and "intra".
+      distance: result of `near_identical`.
+    """
+    full, intra = cnn["full"]["mAP"], cnn["intra"]["mAP"]
+    return {
+        "a": training_free <= BASELINE_RATIO * full,
+        "b": CNN_LOW <= full <= CNN_HIGH,
+        "c": intra <= INTRA_RATIO * full,
+        "d": cnn["intra"]["same_camera_rank1"] >= SAME_CAMERA,
+        "e": distance["data"] >= SAME_DOMAIN_DISTANCE
+        and distance["pretrain"] >= CROSS_DOMAIN_DISTANCE
+        and distance["portrait"] >= PORTRAIT_DISTANCE,
+    }
 
 
 def figures(results: list[dict], config: AuditConfig) -> dict:

@@ -27,7 +27,7 @@ from data_prep.synthetic.render import (
     make_plan,
 )
 
-VERSION = "1.0"
+VERSION = "1.1"
 """Changes whenever a pixel of any image or a name of any folder does."""
 SAMPLE_SHA256 = "1d9eb1705584ee9fc24e0378b36b016819fade9e8c8c135b46eb3c3dc802836a"
 """`sample_hash()` of this version."""

@@ -9,6 +9,7 @@ the people of a data set ("data"), and passers-by ("bystander") are neither.
 
 import dataclasses
 import functools
+import itertools
 from collections.abc import Sequence
 
 import numpy as np
@@ -151,8 +152,15 @@ _VALUES = tuple(tuple(values) for values in ATTRIBUTES.values())
 # change of one cannot lead from (d, 12 d) to (e, 12 e).
 _PRIME = 13
 _WEIGHTS = np.arange(1, len(_NAMES) + 1)
-_SYNDROME = {domain: (d, d * 12 % _PRIME) for d, domain in enumerate(DOMAINS)}
+_SYNDROME = {
+    domain: (d, d * 12 % _PRIME) for domain, d in {"data": 0, "pretrain": 3, "bystander": 2}.items()
+}
 _CANDIDATES = 256
+# Candidates to choose from; the popular ones may be taken. Few codes are left to tiny-CLIP people.
+_ENOUGH = {"data": 3, "pretrain": 24, "bystander": 3}
+
+# Two changes among these can be hard to see, so no tiny-CLIP person is that close to a data person.
+_SMALL = ("hair", "head", "print", "shoes")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -333,7 +341,7 @@ def _roster(domain: str, seed: int, size: int) -> np.ndarray:
     taken: set[bytes] = set()
     accepted: list[list[bytes]] = [[] for _ in range(size)]
     pending = np.arange(size)
-    for turn in range(64):
+    for turn in range(256):
         key = streams.stream_key("people", domain, seed, turn)
         for start in range(0, len(pending), 256):
             rows = pending[start : start + 256]
@@ -344,7 +352,7 @@ def _roster(domain: str, seed: int, size: int) -> np.ndarray:
             ).astype(np.uint8)
             for row, candidate in zip(*np.nonzero(_allowed(found, domain)), strict=True):
                 accepted[rows[row]].append(found[row, candidate].tobytes())
-        pending = np.array([row for row in pending if len(accepted[row]) < 3], int)
+        pending = np.array([row for row in pending if len(accepted[row]) < _ENOUGH[domain]], int)
         if len(pending) == 0:
             break
     for row in range(size):
@@ -362,4 +370,26 @@ def _allowed(codes: np.ndarray, domain: str) -> np.ndarray:
     men = codes[..., _NAMES.index("build")] < 3
     skirts = codes[..., _NAMES.index("bottom")] == 2
     no_hair = codes[..., _NAMES.index("hair")] == 9
-    return allowed & ~(men & skirts) & (men | ~no_hair)
+    allowed &= ~(men & skirts) & (men | ~no_hair)
+    if domain == "pretrain":
+        allowed[allowed] = ~_resembles_data(wide[allowed])
+    return allowed
+
+
+def _resembles_data(codes: np.ndarray) -> np.ndarray:
+    """Which pretrain codes become a data code when two small attributes change: bool[n]."""
+    resembles = np.zeros(len(codes), bool)
+    places = [_NAMES.index(name) for name in _SMALL]
+    for i, j in itertools.combinations(places, 2):
+        # The two changes solve both check sums, so they are unique modulo the prime.
+        missing = np.subtract(_SYNDROME["data"], _SYNDROME["pretrain"])
+        inverse = pow(int(_WEIGHTS[j] - _WEIGHTS[i]), -1, _PRIME)
+        of_j = (missing[1] - _WEIGHTS[i] * missing[0]) * inverse % _PRIME
+        of_i = (missing[0] - of_j) % _PRIME
+        fits = np.ones(len(codes), bool)
+        for place, change in ((i, of_i), (j, of_j)):
+            values = len(_VALUES[place])
+            up, down = codes[:, place] + change, codes[:, place] + change - _PRIME
+            fits &= (up < values) | ((down >= 0) & (down < values))
+        resembles |= fits
+    return resembles

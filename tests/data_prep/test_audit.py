@@ -1,6 +1,5 @@
 """The audit of the synthetic people: measures on hand-made cases, its table, a tiny training."""
 
-
 import jax
 import jax.numpy as jnp
 import numpy as np
