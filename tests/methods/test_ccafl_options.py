@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from ccafl_jax.data.augment import augment
 from ccafl_jax.methods.ccafl import memories, phases, setup
 from ccafl_jax.methods.ccafl.config import STAGES, CCAFLConfig
 from ccafl_jax.methods.ccafl.features import score
@@ -83,6 +84,16 @@ def phase_names(config):
 def rates(config):
     run = types.SimpleNamespace(config=config)
     return [Run._learning_rate(run, epoch) for epoch in range(60)]
+
+
+def prompt_rates(config):
+    run = types.SimpleNamespace(config=config)
+    return [Run._prompt_rate(run, epoch) for epoch in range(config.prompts.epochs)]
+
+
+def augmented(config):
+    images = np.random.default_rng(0).integers(0, 255, (16, 16, 8, 3)).astype(np.uint8)
+    return np.asarray(augment(images, seed=0, step=3, config=config.augment))
 
 
 def optimizer(config):
@@ -177,28 +188,28 @@ ELSEWHERE = {
     "model.calibrate_neck": False,
     "evaluation.every": 3,
     "evaluation.batch": 64,
-    "seed": 2,
-    "prompts.epochs": 3,
     "prompts.batch": 8,
     "prompts.prefix_tokens": 5,
     "prompts.scope": "batch",
-    "prompts.base_lr": 1.0,
-    "prompts.warmup_from": 1.0,
-    "prompts.warmup_epochs": 1,
-    "prompts.min_lr": 1.0,
     "prompts.weight_decay": 1.0,
-    "schedule.iterations": 3,
-    "augment.flip": 0.0,
-    "augment.pad": 1,
-    "augment.erase_probability": 0.0,
-    "augment.erase_area": (0.1, 0.2),
-    "augment.erase_aspect": 0.5,
     "augment.erase_tries": 3,
-    "augment.erase_fill": "zero",
-    "augment.mean": (0.5, 0.5, 0.5),
-    "augment.std": (0.5, 0.5, 0.5),
 }
 OPTIONS = {
+    "seed": (2, plan),
+    "prompts.epochs": (3, prompt_rates),
+    "prompts.base_lr": (1.0, prompt_rates),
+    "prompts.warmup_from": (1.0, prompt_rates),
+    "prompts.warmup_epochs": (1, prompt_rates),
+    "prompts.min_lr": (1.0, prompt_rates),
+    "schedule.iterations": (3, plan),
+    "augment.flip": (0.0, augmented),
+    "augment.pad": (1, augmented),
+    "augment.erase_probability": (0.0, augmented),
+    "augment.erase_area": ((0.1, 0.2), augmented),
+    "augment.erase_aspect": (0.5, augmented),
+    "augment.erase_fill": ("zero", augmented),
+    "augment.mean": ((0.5, 0.5, 0.5), augmented),
+    "augment.std": ((0.5, 0.5, 0.5), augmented),
     "reduce": ("mean_cam_mean", intra),
     "data.height": (64, tower),
     "data.width": (32, tower),

@@ -208,15 +208,7 @@ class Run:
             disable=None,
         )
         for epoch in range(start, config.epochs):
-            rate = prompt_cosine(
-                epoch + 1,
-                base=config.base_lr,
-                warmup_from=config.warmup_from,
-                warmup_epochs=config.warmup_epochs,
-                minimum=config.min_lr,
-                epochs=config.epochs,
-            )
-            rate = np.asarray(rate, self.prompt_state.prompts.dtype)
+            rate = np.asarray(self._prompt_rate(epoch), self.prompt_state.prompts.dtype)
             rows, valid = shuffled_batches(
                 len(self.labels.label), seed=self.config.seed, epoch=epoch, batch=config.batch
             )
@@ -236,6 +228,17 @@ class Run:
                 self._save()
         bar.close()
         return means["loss"]
+
+    def _prompt_rate(self, epoch: int) -> float:
+        config = self.config.prompts
+        return prompt_cosine(
+            epoch + 1,
+            base=config.base_lr,
+            warmup_from=config.warmup_from,
+            warmup_epochs=config.warmup_epochs,
+            minimum=config.min_lr,
+            epochs=config.epochs,
+        )
 
     def _prompt_context(self) -> prompts.PromptContext:
         g = self.extract_g(self.state.params, self.state.batch_stats, self.images)
