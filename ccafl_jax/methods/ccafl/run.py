@@ -278,8 +278,7 @@ class Run:
             start = self.progress.encoder_epochs = border
         if start >= stop:
             return
-        if self.class_text is None:
-            self._untrained_texts()
+        self._check_texts()
         steps: dict[Phase, Callable] = {}
         bar = tqdm(
             total=(stop - start) * schedule.iterations,
@@ -316,14 +315,13 @@ class Run:
             self._save()
         bar.close()
 
-    def _untrained_texts(self) -> None:
+    def _check_texts(self) -> None:
         text = self.config.text
-        if text.intra or text.inter:
+        if self.class_text is None and (text.intra or text.inter):
             raise ValueError(
                 "the text losses need trained prompts: run with --stages prompts first (then "
                 "--resume), or set text.intra and text.inter to False"
             )
-        self.class_text = jnp.zeros((self.num_classes, 1), jnp.float32)
 
     def _encoder_epoch(self, epoch: int, phase: Phase, step: Callable, bar: tqdm) -> dict:
         config = self.config
@@ -331,12 +329,15 @@ class Run:
         scalars = self._associate(epoch, phase, features)
         if phase.ical and not phase_of(epoch - 1, config).ical:
             self._report_classifier()
+        texts = self.class_text
+        if texts is None:  # no text loss is on
+            texts = jnp.zeros((self.num_classes, 1), self.state.classifier.dtype)
         draws = self._draw_instances(epoch)
         context = memories.make_context(
             config,
             label=self.labels.label,
             cam_of=self.labels.cam_of,
-            class_text=self.class_text,
+            class_text=texts,
             clusters=self.progress.clusters,
             draws=draws,
         )
