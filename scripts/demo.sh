@@ -3,7 +3,7 @@
 #
 #   bash scripts/demo.sh            minutes on two CPU cores
 #   bash scripts/demo.sh --smoke    every stage and phase, a few steps each, tiny data
-#   bash scripts/demo.sh --bench    a longer run, about half an hour
+#   bash scripts/demo.sh --bench    four times the steps, up to half an hour
 #
 # Further arguments go to scripts/train.py, for example --config.seed=2. The run lands in
 # runs/demo (runs/demo_smoke, runs/demo_bench), whose earlier content is replaced.
