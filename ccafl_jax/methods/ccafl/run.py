@@ -189,13 +189,13 @@ class Run:
         config, start = self.config.prompts, self.progress.prompt_epochs
         if start < config.epochs:
             clock = time.monotonic()
-            loss = self._prompt_epochs(start)
-            self._finish_prompts(loss, time.monotonic() - clock)
+            context = self._prompt_context()
+            loss = self._prompt_epochs(start, context)
+            self._finish_prompts(context, loss, clock)
 
-    def _prompt_epochs(self, start: int) -> float:
+    def _prompt_epochs(self, start: int, context: prompts.PromptContext) -> float:
         """Trains from epoch `start`; returns the mean loss of the last epoch."""
         config = self.config.prompts
-        context = self._prompt_context()
         step = prompts.make_prompt_step(
             self.text_graph, self.template, config, on_trace=self.traces.append
         )
@@ -252,14 +252,14 @@ class Run:
         )
         return replicate(context, self.mesh)
 
-    def _finish_prompts(self, loss: float, seconds: float) -> None:
+    def _finish_prompts(self, context: prompts.PromptContext, loss: float, clock: float) -> None:
         encode = prompts.make_class_texts(self.text_graph, self.template)
         self.class_text = encode(self.text_params, self.sentence, self.prompt_state.prompts)
-        context = self._prompt_context()
         top1 = prompts.top1_inside_camera(
             context.image_features, self.class_text, context.label, context.cam_of
         )
         learned = {"loss": loss, "top1_inside_camera": float(top1)}
+        seconds = time.monotonic() - clock
         log.info("prompts: %s", format_line(learned | {"seconds": seconds}))
         # The image encoder is untouched, so the figures are still those it came with.
         figures = {key: value for key, value in self.progress.zero_shot.items() if key != "g"}
