@@ -309,7 +309,7 @@ class _Pretraining(nnx.Module):
         )
 
     def __call__(self, images, ids, eot) -> dict[str, jax.Array]:
-        feature_map = self.clip.visual.maps(images, train=True)[1]
+        feature_map = self.clip.visual.encode(images, train=True)[1]
         text = self.clip.text.encode_ids(ids, eot)
         # A fresh exponent and neck, as re-identification training will begin with.
         pooled = GeM()(feature_map)
@@ -377,7 +377,7 @@ def zero_shot_features(
 
     @jax.jit
     def forward(batch):
-        feature_map = model.visual.maps(normalize(batch), train=False)[1]
+        feature_map = model.visual.encode(normalize(batch), train=False)[1]
         return model.gem(feature_map), model.visual.project(feature_map)
 
     def extract(images):

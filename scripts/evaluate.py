@@ -23,6 +23,13 @@ def main() -> None:
     parser.add_argument("--workdir", required=True, type=pathlib.Path, help="folder of the run")
     parser.add_argument("--root", default="", help="another data set in Market-1501 layout")
     parser.add_argument("--epoch", type=int, help="number of the checkpoint (default: the last)")
+    parser.add_argument("--batch", type=int, default=128, help="images a call of the encoder")
+    parser.add_argument(
+        "--no-match",
+        choices=("skip", "zero"),
+        help="queries without a match are skipped, or count as 0 as in the released code "
+        "(default: as trained)",
+    )
     parser.add_argument("--json", type=pathlib.Path, help="write the figures to this file")
     arguments = parser.parse_args()
     start_logging()
@@ -32,12 +39,20 @@ def main() -> None:
 
 def evaluate(arguments: argparse.Namespace) -> None:
     """Loads the checkpoint, extracts, ranks and prints."""
-    from ccafl_jax.methods.ccafl.inference import evaluate_model, load_trained
+    from ccafl_jax.deploy.evaluate import evaluate_bundle
+    from ccafl_jax.deploy.run_folder import read_run
     from ccafl_jax.report.summary import result_table, write_json
 
-    model = load_trained(arguments.workdir, number=arguments.epoch)
-    metrics = evaluate_model(model, root=arguments.root)
-    print(result_table([(f"checkpoint {model.number}", metrics)]))
+    bundle = read_run(arguments.workdir, number=arguments.epoch)
+    trained = bundle.recipe["config"]
+    metrics = evaluate_bundle(
+        bundle,
+        root=arguments.root,
+        batch=arguments.batch,
+        compute_dtype=trained.get("model", {}).get("compute_dtype", "float32"),
+        no_match=arguments.no_match or trained.get("evaluation", {}).get("no_match", "skip"),
+    )
+    print(result_table([(bundle.source, metrics)]))
     print(json.dumps(metrics))
     if arguments.json:
         write_json(arguments.json, metrics)

@@ -22,11 +22,14 @@ class Compute:
         float32 at least, whatever this says.
       param_dtype: of the parameters and running statistics.
       precision: of products of float32 on accelerators: "highest", "high" or "default".
+      remat: keep only the inputs of residual and transformer blocks for the gradient and compute
+        the rest again: less memory, about a third more work.
     """
 
     dtype: jnp.dtype | None = None
     param_dtype: jnp.dtype = jnp.float32
     precision: str = "highest"
+    remat: bool = False
 
     def __post_init__(self):
         if self.precision not in ("highest", "high", "default"):
@@ -313,6 +316,15 @@ class AttentionPool(nnx.Module):
         value = jnp.einsum("bhc,chd->bhd", context, per_head(self.v_proj), precision=precision)
         value = value.reshape(batch, channels) + self.v_proj.bias[...].astype(dtype)
         return self.c_proj(value)
+
+
+def apply_block(block: nnx.Module, x: jax.Array, **options: bool) -> jax.Array:
+    """`block(x, **options)`, rematerialised in the gradient where `block.compute` says so."""
+
+    def run(block: nnx.Module, x: jax.Array) -> jax.Array:
+        return block(x, **options)
+
+    return nnx.remat(run)(block, x) if block.compute.remat else run(block, x)
 
 
 def average_pool2(x: jax.Array) -> jax.Array:

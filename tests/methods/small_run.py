@@ -19,7 +19,7 @@ from ccafl_jax.methods.ccafl.config import (
     ScheduleConfig,
 )
 from ccafl_jax.methods.ccafl.run import Images, Run
-from ccafl_jax.models.clip import CLIP, CLIPConfig, ResNetConfig, TextConfig
+from ccafl_jax.models.clip import CLIP, CLIPConfig, ResNetConfig, TextConfig, ViTConfig
 
 SLOT, END = 9, 11
 
@@ -56,17 +56,30 @@ class WordTokenizer:
         return ids, eot
 
 
-def small_clip(config=SMALL):
+def small_clip(config=SMALL, *, vit=False):
     """Random towers of the smallest sizes."""
+    image_size = (config.data.height, config.data.width)
+    if vit:
+        vision = ViTConfig(
+            layers=2,
+            width=8,
+            heads=2,
+            mlp_width=16,
+            patch_size=8,
+            image_size=image_size,
+            stride=config.model.patch_stride or 8,
+        )
+    else:
+        vision = ResNetConfig(
+            layers=(1, 1, 1, 1),
+            width=2,
+            image_size=image_size,
+            last_stride=config.model.last_stride,
+        )
     return CLIP(
         CLIPConfig(
             embed_dim=8,
-            vision=ResNetConfig(
-                layers=(1, 1, 1, 1),
-                width=2,
-                image_size=(config.data.height, config.data.width),
-                last_stride=config.model.last_stride,
-            ),
+            vision=vision,
             text=TextConfig(vocab=12, context=16, width=8, heads=2, layers=1),
             activation="quick_gelu",
         ),
@@ -95,8 +108,8 @@ def small_dataset():
     )
 
 
-def small_run(workdir, config=SMALL, **changes):
-    """A `Run`; `changes` replace fields of the configuration."""
+def small_run(workdir, config=SMALL, *, vit=False, **changes):
+    """A `Run`, of a ResNet or a ViT; `changes` replace fields of the configuration."""
     config = dataclasses.replace(config, **changes)
     dataset = small_dataset()
     rng = np.random.default_rng(0)
@@ -112,7 +125,7 @@ def small_run(workdir, config=SMALL, **changes):
         config,
         dataset=dataset,
         images=Images(train=pixels(dataset.train), test=pixels(dataset.query, dataset.gallery)),
-        clip=small_clip(config),
+        clip=small_clip(config, vit=vit),
         tokenizer=WordTokenizer(),
         workdir=workdir,
     )

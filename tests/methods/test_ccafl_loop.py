@@ -29,9 +29,10 @@ from ccafl_jax.methods.ccafl.phases import (
 )
 from ccafl_jax.methods.ccafl.progress import Progress
 from ccafl_jax.methods.ccafl.run import Run
-from ccafl_jax.models.clip import ModifiedResNet, ResNetConfig, load_reid_tensors
+from ccafl_jax.models.clip import ModifiedResNet, ResNetConfig
 from ccafl_jax.models.layers import Compute
 from ccafl_jax.models.reid import CLIPReID
+from ccafl_jax.models.reid_weights import load_reid_tensors
 from ccafl_jax.training.sharding import make_mesh, replicate
 from ccafl_jax.training.state import merge_model, split_model
 from tests.golden_data import golden
@@ -77,6 +78,9 @@ class ReferenceRun(Run):
             label=record["g_labels"].astype(np.int32),
             cam_of=np.argmax(record["cam2accu"], axis=0).astype(np.int32),
             pid_of=np.zeros(20, np.int32),
+        )
+        self.dataset = types.SimpleNamespace(
+            train=types.SimpleNamespace(camid=self.labels.cam_of[self.labels.label])
         )
         self.images = jnp.asarray(record["images_u8"].transpose(0, 2, 3, 1))
         self.class_text = jnp.asarray(record["class_text"], dtype)

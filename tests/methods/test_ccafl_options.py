@@ -11,10 +11,10 @@ import pytest
 from ccafl_jax.data.augment import augment
 from ccafl_jax.methods.ccafl import memories, phases, setup
 from ccafl_jax.methods.ccafl.config import STAGES, CCAFLConfig
-from ccafl_jax.methods.ccafl.features import score
+from ccafl_jax.methods.ccafl.model import image_model
 from ccafl_jax.methods.ccafl.run import Run
-from ccafl_jax.models.reid import CLIPReID
 from ccafl_jax.options import from_mapping
+from ccafl_jax.training.features import score
 from ccafl_jax.training.optimizers import bias_factors
 from tests.methods.small_run import SMALL, WordTokenizer, small_clip, small_dataset
 
@@ -147,7 +147,7 @@ def evaluation(config):
 
 def tower(config):
     """The image model's shapes and settings as the set-up makes it."""
-    model = CLIPReID(small_clip(config).visual, bn_group=config.model.bn_group)
+    model, _ = image_model(small_clip(config), config, cameras=3)
     return [*model.visual.config.grid, model.neck.group]
 
 
@@ -157,11 +157,12 @@ def compute(config):
     def load_clip(directory, **options):
         taken.update(options, directory=str(directory))
 
-    original, setup.load_clip = setup.load_clip, load_clip
+    originals = setup.load_clip, setup.local_directory
+    setup.load_clip, setup.local_directory = load_clip, str
     try:
         setup.load_towers(config, setup.weights_directory(config.model))
     finally:
-        setup.load_clip = original
+        setup.load_clip, setup.local_directory = originals
     return str(taken)
 
 
@@ -186,6 +187,8 @@ ELSEWHERE = {
     "published": "mAP 1",
     "stages": ("prompts",),
     "model.calibrate_neck": False,
+    "model.camera_embedding": True,
+    "model.camera_scale": 3.0,
     "evaluation.every": 3,
     "evaluation.batch": 64,
     "prompts.batch": 8,
@@ -216,6 +219,8 @@ OPTIONS = {
     "model.weights": ("somewhere", compute),
     "model.activation": ("gelu", compute),
     "model.last_stride": (2, compute),
+    "model.patch_stride": (12, compute),
+    "model.remat": (True, compute),
     "model.compute_dtype": ("bfloat16", compute),
     "model.bn_group": (8, tower),
     "sampler.classes": (3, plan),

@@ -6,8 +6,10 @@ import json
 import numpy as np
 import pytest
 
-from ccafl_jax.methods.ccafl.config import SamplerConfig, TextConfig
-from ccafl_jax.methods.ccafl.inference import load_trained
+from ccafl_jax.deploy.evaluate import extract_features
+from ccafl_jax.deploy.run_folder import read_run
+from ccafl_jax.methods.ccafl.config import ModelConfig, SamplerConfig, TextConfig
+from ccafl_jax.training.features import query_then_gallery
 from tests.methods.small_run import SMALL, small_run
 
 
@@ -47,12 +49,14 @@ def test_log_has_one_line_an_epoch(whole):
 
 def test_trained_model_reproduces_the_final_figures(whole):
     run, summary, workdir = whole
-    model = load_trained(workdir)
-    features = model.embed(run.test_images)
+    bundle = read_run(workdir)
+    cameras = query_then_gallery(run.dataset)[1]
+    features = extract_features(bundle, run.test_images, cameras)
     np.testing.assert_allclose(run._score(features)["mAP"], summary["final"]["mAP"], rtol=1e-6)
-    assert model.number == 6
+    assert bundle.source == "ccafl, checkpoint 6"
+    assert bundle.metrics["mAP"] == summary["final"]["mAP"]
     with pytest.raises(FileNotFoundError, match="train first, or check --workdir"):
-        load_trained(workdir / "nowhere")
+        read_run(workdir / "nowhere")
 
 
 def test_resumed_run_ends_in_the_same_state(whole, tmp_path):
@@ -103,3 +107,29 @@ def test_eight_devices_equal_one(whole, tmp_path):
     run.train()
     for name, value in whole[0].state.params.items():
         np.testing.assert_allclose(run.state.params[name], value, atol=2e-3, err_msg=name)
+
+
+def test_vit_with_cameras_trains_resumes_and_comes_back(tmp_path):
+    options = {
+        "vit": True,
+        "model": ModelConfig(bn_group=0, patch_stride=6, camera_embedding=True, remat=True),
+    }
+    small_run(tmp_path, stages=("prompts", "intra"), **options).train()
+    run = small_run(tmp_path, **options)
+    table = np.asarray(run.state.params["camera_embedding"])
+    summary = run.train(resume=True)
+    assert run.traces == ["inter", "inter+text", "inter+text+ical"]
+    assert table.shape == (3, 8) and run.model_config.vision.grid == (5, 2)
+    assert np.abs(run.state.params["camera_embedding"] - table).max() > 1e-5
+    assert run.state.classifier.shape == (24, 8 + 8)  # class token and projection
+    bundle = read_run(tmp_path)
+    cameras = query_then_gallery(run.dataset)[1]
+    features = extract_features(bundle, run.test_images, cameras)
+    np.testing.assert_allclose(run._score(features)["mAP"], summary["final"]["mAP"], rtol=1e-6)
+    swapped = extract_features(bundle, run.test_images, (cameras + 1) % 3)
+    assert np.abs(features - swapped).max() > 1e-4
+
+
+def test_a_resnet_takes_no_camera_embedding(tmp_path):
+    with pytest.raises(ValueError, match=r"model\.camera_embedding needs a ViT"):
+        small_run(tmp_path, model=ModelConfig(camera_embedding=True))

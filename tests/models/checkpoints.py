@@ -4,7 +4,9 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from ccafl_jax.models.clip import CLIP, CLIPConfig, ResNetConfig, TextConfig, weights
+from ccafl_jax.models.clip import CLIP, CLIPConfig, ResNetConfig, TextConfig, ViTConfig
+from ccafl_jax.models.clip.naming import NAMINGS
+from ccafl_jax.models.named_tensors import names_of, split_shapes, variables_by_path
 
 
 def small_config(*, image_size=(64, 32), last_stride=1, activation="quick_gelu"):
@@ -19,13 +21,31 @@ def small_config(*, image_size=(64, 32), last_stride=1, activation="quick_gelu")
     )
 
 
-def tensor_shapes(config):
+def small_vit_config(*, image_size=(32, 32), stride=16, activation="quick_gelu", layers=2):
+    """A vision transformer of a few thousand parameters."""
+    return CLIPConfig(
+        embed_dim=6,
+        vision=ViTConfig(
+            layers=layers,
+            width=8,
+            heads=2,
+            mlp_width=16,
+            patch_size=16,
+            image_size=image_size,
+            stride=stride,
+        ),
+        text=TextConfig(vocab=20, context=13, width=8, heads=2, layers=2, mlp_width=16),
+        activation=activation,
+    )
+
+
+def tensor_shapes(config, naming="openai"):
     """Shapes of all tensors of a model, by their names in a file."""
     model = nnx.eval_shape(lambda: CLIP(config, rngs=nnx.Rngs(0)))
     shapes = {}
-    for path, variable in weights._variables(model).items():
-        name, (_, to_file) = weights._name(path, weights.OPENAI)
-        shapes[name] = to_file(np.broadcast_to(np.int8(0), variable.shape)).shape
+    for path, variable in variables_by_path(model).items():
+        names, layout = names_of(path, NAMINGS[naming])
+        shapes.update(zip(names, split_shapes(variable.shape, layout), strict=True))
     return shapes
 
 
@@ -34,12 +54,12 @@ def zero_tensors(config):
     return {name: np.zeros(shape, np.float32) for name, shape in tensor_shapes(config).items()}
 
 
-def random_tensors(config, seed=0):
+def random_tensors(config, seed=0, naming="openai"):
     """A checkpoint of random numbers; running variances are positive."""
     rng = np.random.default_rng(seed)
     return {
         name: rng.uniform(0.1, 1, shape).astype(np.float32)
-        for name, shape in tensor_shapes(config).items()
+        for name, shape in tensor_shapes(config, naming).items()
     }
 
 

@@ -44,20 +44,18 @@ def test_rn50():
 
 def test_activation_must_be_known():
     silent = changed(quick_gelu=None)
-    with pytest.raises(ValueError, match="does not state quick_gelu; pass activation='quick_gelu'"):
+    with pytest.raises(ValueError, match="does not state quick_gelu; pass --activation quick_gelu"):
         parse_config(silent)
     assert parse_config(silent, activation="quick_gelu").activation == "quick_gelu"
     assert parse_config(silent, activation="gelu").activation == "gelu"
     assert parse_config(changed(quick_gelu=False)).activation == "gelu"
-    with pytest.raises(ValueError, match="states 'quick_gelu' but activation='gelu'"):
+    with pytest.raises(ValueError, match="states 'quick_gelu' but 'gelu'"):
         parse_config(RN50, activation="gelu")
     with pytest.raises(ValueError, match="choose one of"):
         parse_config(silent, activation="relu")
 
 
-@pytest.mark.parametrize(
-    "vision", [{"layers": 12, "patch_size": 16}, {"timm_model_name": "convnext_base"}]
-)
+@pytest.mark.parametrize("vision", [{"layers": None}, {"timm_model_name": "convnext_base"}])
 def test_unknown_image_tower(vision):
     with pytest.raises(ValueError, match="unknown kind of image tower"):
         parse_config(changed(vision_cfg=vision))

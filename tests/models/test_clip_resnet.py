@@ -11,19 +11,24 @@ from ccafl_jax.models.clip import (
     TextConfig,
     weights,
 )
+from ccafl_jax.models.clip.naming import OPENAI
 from ccafl_jax.models.layers import Compute
+from ccafl_jax.models.named_tensors import export
 from tests.golden_data import golden
 from tests.models.checkpoints import close, to_nchw, to_nhwc, zero_tensors
 
 TEXT = TextConfig(vocab=20, context=13, width=16, heads=2, layers=1)
 
 
-def tower(config, tensors, *, stored_size=None, compute=None):
+def tower(config, tensors, *, stored=None, compute=None):
     """The image tower of the golden tensors, beside an empty text tower."""
-    clip_config = CLIPConfig(embed_dim=16, vision=config, text=TEXT, activation="quick_gelu")
-    others = zero_tensors(clip_config)
+
+    def whole(vision):
+        return CLIPConfig(embed_dim=16, vision=vision, text=TEXT, activation="quick_gelu")
+
+    others = zero_tensors(whole(config))
     return weights.clip_from_tensors(
-        clip_config, {**others, **tensors}, stored_size=stored_size, compute=compute
+        whole(config), {**others, **tensors}, stored=whole(stored or config), compute=compute
     ).visual
 
 
@@ -50,7 +55,7 @@ def evaluate(visual, x):
 
     @jax.jit
     def run(x):
-        third, fourth = visual.maps(x, train=False)
+        third, fourth = visual.encode(x, train=False)
         return third, fourth, visual.project(fourth), visual(x, train=False)
 
     return run(x)
@@ -74,7 +79,7 @@ def training(visual):
     def step(params, x):
         def loss(params, x):
             model = nnx.merge(graphdef, params, stats, copy=True)
-            third, fourth = model.maps(x, train=True)
+            third, fourth = model.encode(x, train=True)
             tokens = pool_every_token(model.attnpool, fourth)
             value = jnp.sum(third * to_nhwc(data["probe_x3"]))
             value += jnp.sum(fourth * to_nhwc(data["probe_x4"]))
@@ -124,12 +129,7 @@ def test_gradients_golden(visual, training):
 
 def named(visual):
     """Parameters and statistics of a tower by their names in a file."""
-    holder = nnx.Dict(visual=visual)
-    result = {}
-    for path, variable in weights._variables(holder).items():
-        name, (_, to_file) = weights._name(path, weights.OPENAI)
-        result[name] = to_file(np.asarray(variable[...]))
-    return result
+    return export(nnx.Dict(visual=visual), OPENAI)
 
 
 def test_mean_token_alone_gives_the_same_gradient(visual):
@@ -154,7 +154,8 @@ def test_mean_token_alone_gives_the_same_gradient(visual):
 def test_positions_are_resized_for_person_images():
     data = golden("03_build_model_256x128")
     config = ResNetConfig(layers=(1, 1, 1, 1), width=4, image_size=(256, 128), last_stride=1)
-    visual = tower(config, golden("03_build_model_256x128_weights"), stored_size=(224, 224))
+    stored = ResNetConfig(layers=(1, 1, 1, 1), width=4, image_size=(224, 224))
+    visual = tower(config, golden("03_build_model_256x128_weights"), stored=stored)
     close(visual.attnpool.positional_embedding[...], data["posemb_new_16x8"])
     third, fourth, projected, _ = evaluate(visual, to_nhwc(data["x"]))
     close(to_nchw(third), data["eval_x3"])
@@ -167,7 +168,7 @@ def test_last_stride_halves_the_map():
 
     def shapes(images):
         visual = ModifiedResNet(config, out_features=8, rngs=nnx.Rngs(0))
-        third, fourth = visual.maps(images, train=False)
+        third, fourth = visual.encode(images, train=False)
         return third, fourth, visual.project(fourth)
 
     third, fourth, feature = jax.eval_shape(shapes, jnp.zeros((2, 64, 32, 3)))
@@ -183,7 +184,7 @@ def test_bfloat16_inside_float32_outside():
 
     @jax.jit
     def both(x):
-        feature_map = half.maps(x, train=False)[1]
+        feature_map = half.encode(x, train=False)[1]
         return feature_map, half.project(feature_map)
 
     feature_map, feature = both(to_nhwc(data["x"]))

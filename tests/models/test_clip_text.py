@@ -5,7 +5,7 @@ import pytest
 
 from ccafl_jax.models import prompts
 from ccafl_jax.models.clip import CLIPConfig, ResNetConfig, TextConfig, weights
-from ccafl_jax.models.clip.text import activate
+from ccafl_jax.models.clip.transformer import activate
 from ccafl_jax.models.layers import Compute
 from tests.golden_data import golden
 from tests.models.checkpoints import zero_tensors

@@ -7,9 +7,12 @@ import pytest
 from flax import nnx
 from safetensors.numpy import load_file, save_file
 
-from ccafl_jax.models.clip import load_clip, save_clip, weights
+from ccafl_jax.models.clip import load_clip, save_clip
+from ccafl_jax.models.clip.config_files import config_to_json
 from ccafl_jax.models.layers import Compute, resize_positions
 from tests.models.checkpoints import random_tensors, small_config
+
+POSITIONS = "visual.attnpool.positional_embedding"
 
 
 @pytest.fixture(scope="module")
@@ -19,7 +22,7 @@ def tensors():
 
 def write(directory, tensors, config=None, name="model.safetensors"):
     directory.mkdir(exist_ok=True)
-    raw = weights._config_json(config or small_config())
+    raw = config_to_json(config or small_config())
     (directory / "open_clip_config.json").write_text(json.dumps({"model_cfg": raw}))
     save_file(tensors, str(directory / name))
     return directory
@@ -103,8 +106,8 @@ def test_missing_and_extra_tensors_are_listed(tmp_path, tensors):
     with pytest.raises(ValueError) as error:
         load_clip(write(tmp_path / "a", changed))
     message = str(error.value)
-    assert "1 missing from the file: ['visual.layer2.0.bn2.weight']" in message
-    assert "1 unknown to the model: ['visual.layer9.weight']" in message
+    assert "1 ['visual.layer2.0.bn2.weight'] missing from the file" in message
+    assert "1 ['visual.layer9.weight'] unknown to the model" in message
     assert "\n" not in message
 
 
@@ -124,23 +127,23 @@ def test_positions_follow_the_images(tmp_path, tensors):
     directory = write(tmp_path / "a", tensors)
     clip = load_clip(directory, image_size=(128, 32), last_stride=1)
     assert clip.visual.attnpool.grid == (8, 2)
-    expected = resize_positions(tensors[weights.POSITIONS], old_grid=(4, 2), new_grid=(8, 2))
+    expected = resize_positions(tensors[POSITIONS], old_grid=(4, 2), new_grid=(8, 2))
     np.testing.assert_allclose(clip.visual.attnpool.positional_embedding[...], expected, atol=1e-6)
     same_count = load_clip(directory, image_size=(32, 64), last_stride=1)
     table = same_count.visual.attnpool.positional_embedding[...]
-    assert np.abs(table - tensors[weights.POSITIONS]).max() > 0.1
+    assert np.abs(table - tensors[POSITIONS]).max() > 0.1
 
 
 def test_stride_two_checkpoint_for_stride_one(tmp_path):
     config = small_config(image_size=(64, 64), last_stride=2)
     tensors = random_tensors(config)
-    assert tensors[weights.POSITIONS].shape[0] == 1 + 2 * 2
+    assert tensors[POSITIONS].shape[0] == 1 + 2 * 2
     clip = load_clip(write(tmp_path / "a", tensors, config), image_size=(64, 32), last_stride=1)
     assert clip.visual.attnpool.positional_embedding[...].shape[0] == 1 + 4 * 2
 
 
 def test_positions_of_no_grid(tmp_path, tensors):
-    changed = {**tensors, weights.POSITIONS: np.zeros((1 + 7, 128), np.float32)}
+    changed = {**tensors, POSITIONS: np.zeros((1 + 7, 128), np.float32)}
     with pytest.raises(ValueError, match="7 grid rows"):
         load_clip(write(tmp_path / "a", changed))
 

@@ -8,9 +8,10 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from ccafl_jax.models.clip import ModifiedResNet, ResNetConfig, load_reid_tensors
+from ccafl_jax.models.clip import ModifiedResNet, ResNetConfig
 from ccafl_jax.models.layers import BatchNorm, Compute
 from ccafl_jax.models.reid import CLIPReID, set_bn_group
+from ccafl_jax.models.reid_weights import load_reid_tensors
 from tests.golden_data import golden
 from tests.models.checkpoints import close, to_nchw, to_nhwc
 
@@ -58,7 +59,7 @@ def test_evaluation_golden(model):
     @jax.jit
     def everything(x):
         return {
-            "eval_x4": jnp.transpose(model.visual.maps(x, train=False)[1], (0, 3, 1, 2)),
+            "eval_x4": jnp.transpose(model.visual.encode(x, train=False)[1], (0, 3, 1, 2)),
             "eval_gem": model.pooled(x),
             "eval_feature": model.embed(x),
             "eval_get_image": model.image_features(x),

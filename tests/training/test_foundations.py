@@ -47,7 +47,7 @@ def test_extraction_pads_the_last_batch_and_compiles_once():
     graphdef, params, stats = split_model(Small())
     traces = []
 
-    def forward(model, images):
+    def forward(model, images, cameras):
         traces.append(images.shape)
         return model(images.reshape(images.shape[0], -1)[:, :3] / 255)
 

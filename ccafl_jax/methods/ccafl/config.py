@@ -45,26 +45,37 @@ class ModelConfig:
     """The image and text towers.
 
     Attributes:
-      weights: folder of a CLIP checkpoint; empty means the tiny CLIP shipped with the package.
+      weights: folder or Hub id of a CLIP checkpoint, whose config tells the kind of tower; empty
+        means the tiny CLIP shipped with the package.
       activation: `quick_gelu` or `gelu`, for checkpoints whose config does not state it.
-      last_stride: stride of layer4, 1 (published) or 2.
+      last_stride: stride of a ResNet's layer4, 1 (published) or 2.
+      patch_stride: pixels between the patches of a ViT; 0 means that of the checkpoint (no
+        overlap), 12 is CLIP-ReID's overlap of patches of 16.
+      camera_embedding: add a learned vector of the image's camera to a ViT's class token
+        (CLIP-ReID's SIE); `camera_scale` is its factor.
       bn_group: rows per batch-norm statistic in training (0: the whole batch). Published: 64.
       compute_dtype: dtype inside the image encoder, `float32` or `bfloat16`.
       calibrate_neck: set the neck's running statistics from the training images before the
         first extraction.
+      remat: compute the inside of blocks again for the gradient: less memory, more work.
     """
 
     weights: str = ""
     activation: str = ""
     last_stride: int = 1
+    patch_stride: int = 0
+    camera_embedding: bool = False
+    camera_scale: float = 1.0
     bn_group: int = 64
     compute_dtype: str = "float32"
     calibrate_neck: bool = True
+    remat: bool = False
 
     def __post_init__(self):
         require_choice("activation", self.activation, ("", "quick_gelu", "gelu"))
         require_choice("compute_dtype", self.compute_dtype, ("float32", "bfloat16"))
         require(self.last_stride in (1, 2), "last_stride must be 1 or 2")
+        require(self.patch_stride >= 0, "patch_stride must be 0 (as stored) or a number of pixels")
         require(self.bn_group >= 0, "bn_group must be 0 (whole batch) or a number of rows")
 
 

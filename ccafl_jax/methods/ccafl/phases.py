@@ -27,7 +27,8 @@ from ccafl_jax.training.optimizers import (
 from ccafl_jax.training.state import FlatDict, TrainState, batch_stats_of, merge_model
 
 PARAMETER_GROUPS = ((r"(^|/)attnpool/", "text_head"), (r"", "trunk"))
-"""Only the text losses reach the attention pool; the trunk is reached by every loss."""
+"""Only the text losses reach a ResNet's attention pool; every loss reaches the trunk. A ViT is all
+trunk: its projection is a part of the retrieval feature."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -149,6 +150,7 @@ def make_step(
     def step(state, context, images, rows, learning_rate):
         on_trace(phase.name)
         labels = context.label[rows]
+        cameras = context.cam_of[labels]
         batch = augment(
             images[rows],
             seed=config.seed,
@@ -159,7 +161,7 @@ def make_step(
 
         def loss_fn(params):
             model = merge_model(graphdef, params, state.batch_stats)
-            f, g = model(batch, train=True)
+            f, g = model(batch, cameras, train=True)
             gid_loss, classifier, classifier_opt, accuracy = _classifier_step(
                 state, f, labels, classifier_tx, config
             )

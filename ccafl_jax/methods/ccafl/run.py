@@ -19,11 +19,12 @@ from tqdm import tqdm
 
 from ccafl_jax.data.records import ReIDDataset, intra_camera_labels
 from ccafl_jax.data.samplers import plan, shuffled_batches
+from ccafl_jax.deploy.bundle import Preprocess
+from ccafl_jax.deploy.run_folder import describe_model
 from ccafl_jax.memory import draw_instances
 from ccafl_jax.methods.ccafl import memories, prompts
 from ccafl_jax.methods.ccafl.config import CCAFLConfig
-from ccafl_jax.methods.ccafl.features import feature_extractor, score
-from ccafl_jax.methods.ccafl.inference import vision_description
+from ccafl_jax.methods.ccafl.model import image_model
 from ccafl_jax.methods.ccafl.phases import (
     Context,
     Phase,
@@ -34,10 +35,11 @@ from ccafl_jax.methods.ccafl.phases import (
 from ccafl_jax.methods.ccafl.progress import Progress, pack, unpack
 from ccafl_jax.models.clip import CLIP, Tokenizer
 from ccafl_jax.models.prompts import init_prompts, prompt_template, template_embeddings
-from ccafl_jax.models.reid import CLIPReID
 from ccafl_jax.pseudo_labels.cross_camera import diagnostics
 from ccafl_jax.report.summary import result_table, summary_rows, write_json
 from ccafl_jax.training.checkpoints import Checkpoints
+from ccafl_jax.training.extract import Extractor
+from ccafl_jax.training.features import feature_extractor, query_then_gallery, score
 from ccafl_jax.training.log import RunLog, format_line
 from ccafl_jax.training.optimizers import prompt_cosine, warmup_multistep
 from ccafl_jax.training.sharding import check_batch, make_mesh, replicate, shard_rows
@@ -101,14 +103,14 @@ class Run:
         self.text_graph, text_params, _ = split_model(clip.text)
         self.text_params = replicate(text_params, self.mesh)
         self.sentence = template_embeddings(text_params["token_embedding"], template)
-        self.vision = vision_description(clip)
-        model = CLIPReID(clip.visual, bn_group=config.model.bn_group)
+        cameras = len(self.dataset.camera_codes)
+        model, self.model_config = image_model(clip, config, cameras=cameras)
         self.graphdef, params, batch_stats = split_model(model)
         classes = self.num_classes
         key = jax.random.key(config.seed)
         classifier_key, prompt_key = jax.random.split(key)
         classifier = jax.nn.initializers.xavier_uniform()(
-            classifier_key, (classes, clip.visual.config.features)
+            classifier_key, (classes, self.model_config.features)
         )
         initial_prompts = init_prompts(prompt_key, classes, width=self.sentence.shape[-1])
         self._build_extractors()
@@ -124,12 +126,24 @@ class Run:
     def _build_extractors(self) -> None:
         def extractor(method: str, description: str):
             return feature_extractor(
-                self.graphdef, method, self.config, self.mesh, description=description
+                self.graphdef,
+                method,
+                mean=self.config.augment.mean,
+                std=self.config.augment.std,
+                batch=self.config.evaluation.batch,
+                mesh=self.mesh,
+                description=description,
             )
 
         self.extract_f = extractor("embed", "features")
         self.extract_g = extractor("image_features", "joint features")
         self.extract_pooled = extractor("pooled", "neck statistics")
+
+    def _extract(self, extractor: Extractor, *, test: bool = False) -> jax.Array:
+        """Features of the training images, or of the query set followed by the gallery."""
+        images = self.test_images if test else self.images
+        camid = query_then_gallery(self.dataset)[1] if test else self.dataset.train.camid
+        return extractor(self.state.params, self.state.batch_stats, images, camid)
 
     @property
     def num_classes(self) -> int:
@@ -166,8 +180,7 @@ class Run:
         if self.config.model.calibrate_neck:
             self._calibrate_neck()
         result = self.evaluate()
-        features = self.extract_g(self.state.params, self.state.batch_stats, self.test_images)
-        result["g"] = self._score(features)
+        result["g"] = self._score(self._extract(self.extract_g, test=True))
         self.progress.zero_shot = result
         for head in ("f", "g"):
             values = result if head == "f" else result["g"]
@@ -175,7 +188,7 @@ class Run:
 
     def _calibrate_neck(self) -> None:
         """Sets the neck's running statistics to those of the training images."""
-        pooled = self.extract_pooled(self.state.params, self.state.batch_stats, self.images)
+        pooled = self._extract(self.extract_pooled)
         pooled = np.asarray(pooled, np.float64)
         stats = dict(self.state.batch_stats)
         like = stats["neck/mean"]
@@ -241,7 +254,7 @@ class Run:
         )
 
     def _prompt_context(self) -> prompts.PromptContext:
-        g = self.extract_g(self.state.params, self.state.batch_stats, self.images)
+        g = self._extract(self.extract_g)
         context = prompts.PromptContext(
             text_params=self.text_params,
             sentence=self.sentence,
@@ -325,7 +338,7 @@ class Run:
 
     def _encoder_epoch(self, epoch: int, phase: Phase, step: Callable, bar: tqdm) -> dict:
         config = self.config
-        features = self.extract_f(self.state.params, self.state.batch_stats, self.images)
+        features = self._extract(self.extract_f)
         scalars = self._associate(epoch, phase, features)
         if phase.ical and not phase_of(epoch - 1, config).ical:
             self._report_classifier()
@@ -423,22 +436,20 @@ class Run:
 
     def evaluate(self) -> dict[str, float]:
         """Metrics of the retrieval feature on the test set."""
-        return self._score(
-            self.extract_f(self.state.params, self.state.batch_stats, self.test_images)
-        )
+        return self._score(self._extract(self.extract_f, test=True))
 
     def _score(self, features: jax.Array) -> dict[str, float]:
         return score(features, self.dataset, no_match=self.config.evaluation.no_match)
 
     def _save(self) -> None:
         self.progress.seconds = self._seconds_before + self.log.seconds
-        meta = {
-            "format": 1,
+        data, augment = self.config.data, self.config.augment
+        preprocess = Preprocess(data.height, data.width, augment.mean, augment.std)
+        meta = describe_model(self.model_config, preprocess) | {
             "method": "ccafl",
             "config": _jsonable(dataclasses.asdict(self.config)),
             "progress": self.progress.to_json(),
             "classes": self.num_classes,
-            "vision": self.vision,
             "data_root": self.dataset.root,
         }
         tree = pack(self.state, self.prompt_state, self.class_text)

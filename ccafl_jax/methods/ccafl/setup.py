@@ -14,6 +14,7 @@ from ccafl_jax.data.sources import load_images
 from ccafl_jax.methods.ccafl.config import CCAFLConfig, DataConfig, ModelConfig
 from ccafl_jax.methods.ccafl.run import Images, Run
 from ccafl_jax.models.clip import CLIP, Tokenizer, load_clip
+from ccafl_jax.models.hub import local_directory
 from ccafl_jax.models.layers import Compute
 
 log = logging.getLogger("ccafl_jax")
@@ -61,18 +62,19 @@ def read_images(dataset: ReIDDataset, config: DataConfig) -> Images:
 
 
 def weights_directory(config: ModelConfig) -> pathlib.Path:
-    """The folder of the CLIP checkpoint; the shipped tiny CLIP when none is named."""
+    """The folder of the CLIP checkpoint (fetched, if a Hub id); else the shipped tiny CLIP's."""
     if config.weights:
-        return pathlib.Path(config.weights)
+        return local_directory(config.weights)
     return pathlib.Path(str(importlib.resources.files("ccafl_jax") / "assets" / "tiny_clip"))
 
 
 def load_towers(config: CCAFLConfig, directory: pathlib.Path) -> CLIP:
-    """Both towers, for the recipe's image size and stride."""
+    """Both towers, for the recipe's image size and strides."""
     return load_clip(
         directory,
         image_size=(config.data.height, config.data.width),
         last_stride=config.model.last_stride,
+        patch_stride=config.model.patch_stride or None,
         activation=config.model.activation or None,
-        compute=Compute(dtype=jnp.dtype(config.model.compute_dtype)),
+        compute=Compute(dtype=jnp.dtype(config.model.compute_dtype), remat=config.model.remat),
     )

@@ -1,17 +1,13 @@
 """CLIP: configuration, image and text towers, weights and tokenizer."""
 
-from ccafl_jax.models.clip.config import (
-    CLIPConfig,
-    ResNetConfig,
-    TextConfig,
-    parse_config,
-    read_config,
-)
-from ccafl_jax.models.clip.model import CLIP
+from ccafl_jax.models.clip.config import CLIPConfig, ResNetConfig, TextConfig, ViTConfig
+from ccafl_jax.models.clip.config_files import parse_config, read_config
+from ccafl_jax.models.clip.model import CLIP, build_tower
 from ccafl_jax.models.clip.resnet import ModifiedResNet
 from ccafl_jax.models.clip.text import TextTransformer
 from ccafl_jax.models.clip.tokenizer import Tokenizer
-from ccafl_jax.models.clip.weights import load_clip, load_reid_tensors, save_clip
+from ccafl_jax.models.clip.vit import VisionTransformer
+from ccafl_jax.models.clip.weights import load_clip, save_clip
 
 __all__ = [
     "CLIP",
@@ -21,8 +17,10 @@ __all__ = [
     "TextConfig",
     "TextTransformer",
     "Tokenizer",
+    "ViTConfig",
+    "VisionTransformer",
+    "build_tower",
     "load_clip",
-    "load_reid_tensors",
     "parse_config",
     "read_config",
     "save_clip",

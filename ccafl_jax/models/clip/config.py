@@ -1,8 +1,6 @@
-"""Sizes of a CLIP model, and how published configuration files state them."""
+"""Sizes of a CLIP model."""
 
 import dataclasses
-import json
-import pathlib
 from collections.abc import Mapping
 
 ACTIVATIONS = ("quick_gelu", "gelu")
@@ -53,6 +51,59 @@ class ResNetConfig:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
+class ViTConfig:
+    """Sizes of the image tower of CLIP's vision transformers.
+
+    Attributes:
+      layers: transformer blocks, two or more.
+      width: size of the residual stream.
+      heads: attention heads.
+      mlp_width: hidden size of the perceptrons.
+      patch_size: side of a patch in pixels.
+      image_size: height and width in pixels; pixels beyond the last whole patch are not seen.
+      stride: pixels from patch to patch: `patch_size` as published by CLIP; less makes patches
+        overlap (12 of 16 in re-identification).
+    """
+
+    layers: int
+    width: int
+    heads: int
+    mlp_width: int
+    patch_size: int
+    image_size: tuple[int, int]
+    stride: int
+
+    def __post_init__(self):
+        if self.width % self.heads:
+            raise ValueError(f"{self.heads} image heads do not divide the width {self.width}")
+        if self.layers < 2:
+            raise ValueError(f"an image tower of {self.layers} blocks; it needs two or more")
+        if not 1 <= self.stride <= self.patch_size:
+            raise ValueError(
+                f"patch stride {self.stride} must lie between 1 and the patch size "
+                f"{self.patch_size}"
+            )
+        if min(self.image_size) < self.patch_size:
+            raise ValueError(
+                f"image size {self.image_size} is smaller than a patch of {self.patch_size} pixels"
+            )
+
+    @property
+    def features(self) -> int:
+        """Size of a token."""
+        return self.width
+
+    @property
+    def grid(self) -> tuple[int, int]:
+        """Patches from top to bottom and from left to right."""
+        height, width = ((s - self.patch_size) // self.stride + 1 for s in self.image_size)
+        return height, width
+
+
+VisionConfig = ResNetConfig | ViTConfig
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class TextConfig:
     """Sizes of the text tower.
 
@@ -62,6 +113,7 @@ class TextConfig:
       width: size of the residual stream.
       heads: attention heads.
       layers: transformer blocks.
+      mlp_width: hidden size of the perceptrons; 0 means four times the width.
     """
 
     vocab: int
@@ -69,8 +121,11 @@ class TextConfig:
     width: int
     heads: int
     layers: int
+    mlp_width: int = 0
 
     def __post_init__(self):
+        if not self.mlp_width:
+            object.__setattr__(self, "mlp_width", 4 * self.width)
         if self.width % self.heads:
             raise ValueError(f"{self.heads} text heads do not divide the width {self.width}")
 
@@ -87,7 +142,7 @@ class CLIPConfig:
     """
 
     embed_dim: int
-    vision: ResNetConfig
+    vision: VisionConfig
     text: TextConfig
     activation: str
 
@@ -95,113 +150,40 @@ class CLIPConfig:
         if self.activation not in ACTIVATIONS:
             raise ValueError(f"activation is {self.activation!r}; choose one of {ACTIVATIONS}")
 
-    def for_images(self, image_size: tuple[int, int], *, last_stride: int) -> "CLIPConfig":
-        """The same model for images of another size and another stride of the last stage."""
-        vision = dataclasses.replace(
-            self.vision, image_size=tuple(image_size), last_stride=last_stride
-        )
-        return dataclasses.replace(self, vision=vision)
+    def for_images(
+        self,
+        image_size: tuple[int, int] | None = None,
+        *,
+        last_stride: int | None = None,
+        patch_stride: int | None = None,
+    ) -> "CLIPConfig":
+        """The same model for other images; None keeps what is.
+
+        Args:
+          image_size: height and width.
+          last_stride: stride of the fourth stage of a ResNet.
+          patch_stride: stride of the patches of a ViT.
+        """
+        changes = {"image_size": tuple(image_size) if image_size else self.vision.image_size}
+        if isinstance(self.vision, ViTConfig):
+            changes["stride"] = patch_stride or self.vision.stride
+        else:
+            changes["last_stride"] = last_stride or self.vision.last_stride
+        return dataclasses.replace(self, vision=dataclasses.replace(self.vision, **changes))
 
 
-def read_config(directory: str | pathlib.Path, *, activation: str | None = None) -> CLIPConfig:
-    """Reads `open_clip_config.json` or `config.json` of a directory.
-
-    Args:
-      directory: of the model.
-      activation: what the file does not state; see `parse_config`.
-
-    Returns:
-      The configuration, at the image size of the file and the stride of the published towers.
-
-    Raises:
-      FileNotFoundError: if neither file is there.
-      ValueError: see `parse_config`.
-    """
-    directory = pathlib.Path(directory)
-    for name in ("open_clip_config.json", "config.json"):
-        path = directory / name
-        if path.is_file():
-            return parse_config(
-                json.loads(path.read_text()), activation=activation, source=str(path)
-            )
-    raise FileNotFoundError(
-        f"{directory} holds neither open_clip_config.json nor config.json; place there the "
-        "configuration, the *.safetensors weights and the tokenizer files of a CLIP model"
-    )
+def vision_to_json(vision: VisionConfig) -> dict:
+    """The sizes of an image tower and its kind, as JSON values."""
+    kind = "vit" if isinstance(vision, ViTConfig) else "resnet"
+    sizes = dataclasses.asdict(vision)
+    return {"kind": kind} | {k: list(v) if isinstance(v, tuple) else v for k, v in sizes.items()}
 
 
-def parse_config(
-    raw: Mapping, *, activation: str | None = None, source: str = "configuration"
-) -> CLIPConfig:
-    """Turns the JSON of a published model into a `CLIPConfig`.
-
-    Args:
-      raw: `{"model_cfg": {...}}` or its inner mapping, with the keys `embed_dim`, `vision_cfg`,
-        `text_cfg` and `quick_gelu`.
-      activation: "quick_gelu" or "gelu", needed when the file has no `quick_gelu`.
-      source: name of the file for messages.
-
-    Raises:
-      ValueError: on a missing key, an image tower of an unknown kind, an activation that is not
-        stated, or one that contradicts the file.
-    """
-    model = raw.get("model_cfg", raw)
-    embed_dim = _need(model, "embed_dim", source)
-    vision = _vision(_need(model, "vision_cfg", source), source)
-    text = _text(_need(model, "text_cfg", source), source)
-    return CLIPConfig(
-        embed_dim=embed_dim,
-        vision=vision,
-        text=text,
-        activation=_activation(model, activation, source),
-    )
-
-
-def _vision(raw: Mapping, source: str) -> ResNetConfig:
-    """The image tower; other kinds of tower add their branch and their dataclass here."""
-    layers = raw.get("layers")
-    if raw.get("timm_model_name") or not isinstance(layers, list | tuple):
-        kind = raw.get("timm_model_name") or f"layers = {layers!r}"
-        raise ValueError(
-            f"{source}: unknown kind of image tower ({kind}); expected a CLIP ResNet, whose "
-            "vision_cfg states layers as a list of four, e.g. [3, 4, 6, 3]"
-        )
-    size = _need(raw, "image_size", source)
-    size = (size, size) if isinstance(size, int) else tuple(size)
-    # A file may be of a size that only the stride 1 of re-identification divides.
-    last_stride = 2 if all(side % 32 == 0 for side in size) else 1
-    return ResNetConfig(
-        layers=tuple(layers),
-        width=_need(raw, "width", source),
-        image_size=size,
-        last_stride=raw.get("last_stride", last_stride),
-    )
-
-
-def _text(raw: Mapping, source: str) -> TextConfig:
-    return TextConfig(
-        vocab=_need(raw, "vocab_size", source),
-        context=_need(raw, "context_length", source),
-        width=_need(raw, "width", source),
-        heads=_need(raw, "heads", source),
-        layers=_need(raw, "layers", source),
-    )
-
-
-def _activation(model: Mapping, asked: str | None, source: str) -> str:
-    stated = model.get("quick_gelu")
-    stated = None if stated is None else ("quick_gelu" if stated else "gelu")
-    if stated is None and asked is None:
-        raise ValueError(
-            f"{source} does not state quick_gelu; pass activation='quick_gelu' (OpenAI's weights "
-            "and those tuned from them) or activation='gelu'"
-        )
-    if stated and asked and stated != asked:
-        raise ValueError(f"{source} states {stated!r} but activation={asked!r} was asked for")
-    return stated or asked
-
-
-def _need(raw: Mapping, key: str, source: str):
-    if key not in raw:
-        raise ValueError(f"{source} has no {key!r}; its keys are {sorted(raw)}")
-    return raw[key]
+def vision_from_json(raw: Mapping) -> VisionConfig:
+    """Inverse of :func:`vision_to_json`."""
+    sizes = {k: tuple(v) if isinstance(v, list) else v for k, v in raw.items()}
+    kinds = {"resnet": ResNetConfig, "vit": ViTConfig}
+    kind = sizes.pop("kind", None)
+    if kind not in kinds:
+        raise ValueError(f"image tower of kind {kind!r}; known kinds are {sorted(kinds)}")
+    return kinds[kind](**sizes)

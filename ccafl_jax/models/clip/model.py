@@ -5,10 +5,14 @@ import math
 import jax.numpy as jnp
 from flax import nnx
 
-from ccafl_jax.models.clip.config import CLIPConfig
+from ccafl_jax.models.clip.config import CLIPConfig, VisionConfig, ViTConfig
 from ccafl_jax.models.clip.resnet import ModifiedResNet
 from ccafl_jax.models.clip.text import TextTransformer
+from ccafl_jax.models.clip.vit import VisionTransformer
 from ccafl_jax.models.layers import Compute
+
+ImageTower = ModifiedResNet | VisionTransformer
+"""Both kinds share `encode`, `project`, `config` and `compute`."""
 
 
 class CLIP(nnx.Module):
@@ -17,8 +21,12 @@ class CLIP(nnx.Module):
     def __init__(self, config: CLIPConfig, *, compute: Compute | None = None, rngs: nnx.Rngs):
         """Args: sizes, arithmetic, and random streams of the initial parameters."""
         compute = compute or Compute()
-        self.visual = ModifiedResNet(
-            config.vision, out_features=config.embed_dim, compute=compute, rngs=rngs
+        self.visual = build_tower(
+            config.vision,
+            out_features=config.embed_dim,
+            activation=config.activation,
+            compute=compute,
+            rngs=rngs,
         )
         self.text = TextTransformer(
             config.text,
@@ -29,3 +37,26 @@ class CLIP(nnx.Module):
         )
         self.logit_scale = nnx.Param(jnp.asarray(math.log(1 / 0.07), compute.param_dtype))
         self.config = config
+
+
+def build_tower(
+    vision: VisionConfig,
+    *,
+    out_features: int,
+    activation: str,
+    compute: Compute | None = None,
+    rngs: nnx.Rngs,
+) -> ImageTower:
+    """The image tower that a configuration describes, with random parameters.
+
+    Args:
+      vision: sizes; its class tells the kind of tower.
+      out_features: size of the joint space.
+      activation: of the blocks of a ViT; ResNets use ReLU.
+      compute: arithmetic.
+      rngs: random streams of the initial parameters.
+    """
+    options = {"out_features": out_features, "compute": compute, "rngs": rngs}
+    if isinstance(vision, ViTConfig):
+        return VisionTransformer(vision, activation=activation, **options)
+    return ModifiedResNet(vision, **options)

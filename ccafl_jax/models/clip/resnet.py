@@ -8,7 +8,14 @@ from flax import nnx
 
 from ccafl_jax import numerics
 from ccafl_jax.models.clip.config import ResNetConfig
-from ccafl_jax.models.layers import AttentionPool, BatchNorm, Compute, Conv, average_pool2
+from ccafl_jax.models.layers import (
+    AttentionPool,
+    BatchNorm,
+    Compute,
+    Conv,
+    apply_block,
+    average_pool2,
+)
 
 
 class ModifiedResNet(nnx.Module):
@@ -57,6 +64,7 @@ class ModifiedResNet(nnx.Module):
             **options,
         )
         self.config = config
+        self.out_features = out_features
         self.compute = compute
 
     def __call__(self, images: jax.Array, *, train: bool) -> jax.Array:
@@ -69,9 +77,9 @@ class ModifiedResNet(nnx.Module):
         Returns:
           float[batch, out_features], float32 at least.
         """
-        return self.project(self.maps(images, train=train)[1])
+        return self.project(self.encode(images, train=train)[1])
 
-    def maps(self, images: jax.Array, *, train: bool) -> tuple[jax.Array, jax.Array]:
+    def encode(self, images: jax.Array, *, train: bool) -> tuple[jax.Array, jax.Array]:
         """Feature maps of the third and the fourth stage.
 
         Args:
@@ -114,6 +122,7 @@ class Bottleneck(nnx.Module):
         self.conv3 = Conv(planes, 4 * planes, size=1, **options)
         self.bn3 = BatchNorm(4 * planes, param_dtype=compute.param_dtype)
         self.stride = stride
+        self.compute = compute
         projects = stride > 1 or channels != 4 * planes
         norm = BatchNorm(4 * planes, param_dtype=compute.param_dtype) if projects else None
         self.downsample_conv = Conv(channels, 4 * planes, size=1, **options) if projects else None
@@ -133,5 +142,5 @@ class Bottleneck(nnx.Module):
 
 def _run(stage: nnx.List, x: jax.Array, train: bool) -> jax.Array:
     for block in stage:
-        x = block(x, train=train)
+        x = apply_block(block, x, train=train)
     return x

@@ -1,4 +1,4 @@
-"""From a model to features, and from test features to figures."""
+"""From a re-identification model to features, and from test features to figures."""
 
 import jax
 import numpy as np
@@ -9,31 +9,39 @@ from ccafl_jax.data.augment import normalize
 from ccafl_jax.data.records import ReIDDataset
 from ccafl_jax.evaluation.camera_bias import same_camera_share
 from ccafl_jax.evaluation.ranking import rank
-from ccafl_jax.methods.ccafl.config import CCAFLConfig
 from ccafl_jax.training.extract import Extractor, make_extractor
 
 
 def feature_extractor(
-    graphdef: nnx.GraphDef, method: str, config: CCAFLConfig, mesh: Mesh, *, description: str
+    graphdef: nnx.GraphDef,
+    method: str,
+    *,
+    mean: tuple[float, ...],
+    std: tuple[float, ...],
+    batch: int,
+    mesh: Mesh,
+    description: str,
 ) -> Extractor:
     """An extractor of what `method` of the image model returns in evaluation mode.
 
     Args:
       graphdef: of a `CLIPReID`.
-      method: "embed" (f), "image_features" (g) or "pooled" (before the neck).
-      config: normalisation and batch size.
+      method: "embed" (f), "image_features" (g, which knows no cameras) or "pooled" (before the
+        neck).
+      mean: subtracted from pixels scaled to 0..1, by channel.
+      std: divides them then, by channel.
+      batch: images a call.
       mesh: the devices.
       description: of the progress bar.
     """
-    mean, std = config.augment.mean, config.augment.std
 
-    def forward(model: nnx.Module, images: jax.Array) -> jax.Array:
-        dtype = model.gem.p[...].dtype
-        return getattr(model, method)(normalize(images, mean, std, dtype=dtype))
+    def forward(model: nnx.Module, images: jax.Array, cameras: jax.Array) -> jax.Array:
+        x = normalize(images, mean, std, dtype=model.neck.scale[...].dtype)
+        if method == "image_features" or not model.heads.cameras:
+            return getattr(model, method)(x)
+        return getattr(model, method)(x, cameras)
 
-    return make_extractor(
-        graphdef, forward, batch=config.evaluation.batch, mesh=mesh, description=description
-    )
+    return make_extractor(graphdef, forward, batch=batch, mesh=mesh, description=description)
 
 
 def score(features: jax.Array, dataset: ReIDDataset, *, no_match: str = "skip") -> dict[str, float]:
@@ -59,8 +67,14 @@ def score(features: jax.Array, dataset: ReIDDataset, *, no_match: str = "skip") 
         gallery.camid,
         no_match=no_match,
     ).summary()
-    pid = np.concatenate([query.pid, gallery.pid])
-    camid = np.concatenate([query.camid, gallery.camid])
+    pid, camid = query_then_gallery(dataset)
     people = np.flatnonzero(np.isin(pid, query.pid))
     result["same_camera_share"] = same_camera_share(features[people], pid[people], camid[people])
     return result
+
+
+def query_then_gallery(dataset: ReIDDataset) -> tuple[np.ndarray, np.ndarray]:
+    """Identities and cameras (int32[queries + gallery]) in the order of test features."""
+    query, gallery = dataset.query, dataset.gallery
+    pid = np.concatenate([query.pid, gallery.pid])
+    return pid, np.concatenate([query.camid, gallery.camid])

@@ -1,0 +1,67 @@
+"""Re-identification models from and to the tensor names of published checkpoints."""
+
+import re
+from collections.abc import Mapping
+
+import numpy as np
+
+from ccafl_jax.models.clip.config import VisionConfig
+from ccafl_jax.models.clip.naming import reid_table
+from ccafl_jax.models.clip.weights import UNUSED, position_fits
+from ccafl_jax.models.named_tensors import export, fill, matches, where
+from ccafl_jax.models.reid import CLIPReID
+
+
+def load_reid_tensors(
+    model: CLIPReID,
+    tensors: Mapping[str, np.ndarray],
+    *,
+    tower: str = "image_encoder.",
+    unused: Mapping[str, str] | None = None,
+    stored: VisionConfig | None = None,
+) -> dict[str, list[str]]:
+    """Fills a re-identification model from the names that published checkpoints use.
+
+    Those are `image_encoder.*`, `gap.p`, `cv_embed`, `bottleneck.*` and, where the neck covers the
+    joint space too, `bottleneck_proj.*`. The shifts of the necks must be 0, as they are never
+    trained.
+
+    Args:
+      model: changed in place.
+      tensors: by name, in torch's axis order.
+      tower: prefix of the image tower.
+      unused: further tensors to pass over: what they are -> regular expression of their names.
+      stored: sizes of the image tower that the tensors were made for; None: those of the model.
+
+    Returns:
+      What was passed over: what it is -> names.
+
+    Raises:
+      ValueError: as `load_clip`.
+    """
+    joint = model.heads.joint
+    unused = {"batch counters": UNUSED["batch counters"], **(unused or {})}
+    if not joint:  # published beside the neck that is used, and never trained
+        unused["neck of the projection"] = r"bottleneck_proj\..*"
+    shifts = [n for n in tensors if re.fullmatch(r"bottleneck(_proj)?\.bias", n)]
+    for name in shifts:
+        if not matches(name, unused) and np.any(tensors[name] != 0):
+            raise ValueError(
+                f"{where(tensors, name)} is not 0; the shift of the BN neck is fixed at 0 here"
+            )
+    unused["shifts of the neck"] = r"bottleneck(_proj)?\.bias"
+    table = reid_table(tower=tower, features=model.visual.config.features, joint=joint)
+    vision = model.visual.config
+    fits = position_fits(stored or vision, vision)
+    return fill(model, tensors, table=table, unused=unused, fits=fits)
+
+
+def reid_tensors(model: CLIPReID, *, tower: str = "visual.") -> dict[str, np.ndarray]:
+    """The parameters and statistics of a re-identification model, named and ordered as in a file.
+
+    Args:
+      model: to be written.
+      tower: prefix of the image tower; "visual." is that of OpenAI and open_clip.
+    """
+    features, joint = model.visual.config.features, model.heads.joint
+    return export(model, reid_table(tower=tower, features=features, joint=joint))
