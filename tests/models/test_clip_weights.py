@@ -1,4 +1,5 @@
 import json
+import pickle
 
 import jax.numpy as jnp
 import ml_dtypes
@@ -8,9 +9,11 @@ from flax import nnx
 from safetensors.numpy import load_file, save_file
 
 from ccafl_jax.models.clip import load_clip, save_clip
-from ccafl_jax.models.clip.config_files import config_to_json
+from ccafl_jax.models.clip.config_files import config_to_json, config_to_transformers
+from ccafl_jax.models.clip.weights import export_tensors
 from ccafl_jax.models.layers import Compute, resize_positions
-from tests.models.checkpoints import random_tensors, small_config
+from ccafl_jax.models.tensor_files import write_shards
+from tests.models.checkpoints import random_tensors, small_config, small_vit_config
 
 POSITIONS = "visual.attnpool.positional_embedding"
 
@@ -169,3 +172,134 @@ def test_sharded_and_ambiguous_files(tmp_path, tensors):
     (directory / "m.safetensors.index.json").write_text(json.dumps({"weight_map": index}))
     clip = load_clip(directory)
     np.testing.assert_array_equal(clip.text.token_embedding[...], tensors["token_embedding.weight"])
+
+
+NAMINGS = [
+    ("resnet", "openai"),
+    ("vit", "openai"),
+    ("vit", "transformers"),
+]
+
+
+def write_checkpoint(directory, tower, naming, *, change=lambda tensors: tensors, shards=0):
+    """A random checkpoint with its configuration; returns the tensors."""
+    config = small_vit_config() if tower == "vit" else small_config()
+    tensors = change(random_tensors(config, naming=naming))
+    directory.mkdir(exist_ok=True)
+    if naming == "transformers":
+        raw = config_to_transformers(config)
+        (directory / "config.json").write_text(json.dumps(raw))
+    else:
+        raw = {"model_cfg": config_to_json(config)}
+        (directory / "open_clip_config.json").write_text(json.dumps(raw))
+    if shards:
+        write_shards(directory, tensors, shards)
+    else:
+        save_file(tensors, str(directory / "model.safetensors"))
+    return tensors
+
+
+@pytest.mark.parametrize(("tower", "naming"), NAMINGS)
+@pytest.mark.parametrize("form", ["float32", "float16", "bfloat16", "sharded"])
+def test_every_naming_in_every_form(tmp_path, tower, naming, form):
+    def stored(tensors):
+        dtype = {"float16": np.float16, "bfloat16": ml_dtypes.bfloat16}.get(form, np.float32)
+        return {name: value.astype(dtype) for name, value in tensors.items()}
+
+    tensors = write_checkpoint(
+        tmp_path, tower, naming, change=stored, shards=3 if form == "sharded" else 0
+    )
+    clip = load_clip(tmp_path)
+    written = export_tensors(clip, naming=naming)
+    assert written.keys() == tensors.keys()
+    for name, value in tensors.items():
+        assert written[name].dtype == np.float32
+        np.testing.assert_array_equal(written[name], value.astype(np.float32), err_msg=name)
+
+
+def without(name):
+    return lambda tensors: {k: v for k, v in tensors.items() if k != name}
+
+
+def renamed(name):
+    return lambda tensors: {(k + "_" if k == name else k): v for k, v in tensors.items()}
+
+
+def replaced(name, function):
+    return lambda tensors: tensors | {name: np.ascontiguousarray(function(tensors[name]))}
+
+
+def poisoned(value):
+    value = value.copy()
+    value[-1] = np.nan
+    return value
+
+
+NAMES = {
+    "openai": "transformer.resblocks.1.mlp.c_fc.weight",
+    "transformers": "text_model.encoder.layers.1.mlp.fc1.weight",
+}
+
+
+@pytest.mark.parametrize(("tower", "naming"), NAMINGS)
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (without, "1 ['{name}'] missing from the file; 0 unknown"),
+        (renamed, "1 ['{name}'] missing from the file; 1 ['{name}_'] unknown"),
+        (lambda name: replaced(name, np.transpose), "{file}: tensor {name} has shape"),
+        (lambda name: replaced(name, np.transpose), "its axes are in another order"),
+        (lambda name: replaced(name, poisoned), "{file}: tensor {name} holds 8 of"),
+    ],
+)
+def test_damaged_tensors_are_named(tmp_path, tower, naming, damage, message):
+    name = NAMES[naming]
+    write_checkpoint(tmp_path, tower, naming, change=damage(name))
+    with pytest.raises(ValueError) as error:
+        load_clip(tmp_path)
+    file = tmp_path / "model.safetensors"
+    assert message.format(name=name, file=file) in str(error.value)
+    assert str(tmp_path) in str(error.value) and "\n" not in str(error.value)
+
+
+def test_truncated_and_pickled_files_are_named(tmp_path):
+    write_checkpoint(tmp_path, "vit", "openai")
+    path = tmp_path / "model.safetensors"
+    whole = path.read_bytes()
+    path.write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(ValueError, match=r"model\.safetensors is not a complete safetensors file"):
+        load_clip(tmp_path)
+    path.unlink()
+    (tmp_path / "pytorch_model.bin").write_bytes(pickle.dumps({"a": 1}))
+    with pytest.raises(FileNotFoundError, match=r"pytorch_model\.bin.*convert_weights\.py"):
+        load_clip(tmp_path)
+    (tmp_path / "pytorch_model.bin").rename(path)
+    with pytest.raises(ValueError, match=r"model\.safetensors.*pickle.*convert_weights\.py"):
+        load_clip(tmp_path)
+
+
+def test_vit_positions_follow_the_images(tmp_path):
+    tensors = write_checkpoint(tmp_path, "vit", "transformers")
+    clip = load_clip(tmp_path, image_size=(64, 32), patch_stride=12)
+    assert clip.visual.config.grid == (5, 2)
+    stored = tensors["vision_model.embeddings.position_embedding.weight"]
+    expected = resize_positions(stored, old_grid=(2, 2), new_grid=(5, 2))
+    np.testing.assert_allclose(clip.visual.positional_embedding[...], expected, atol=1e-6)
+    save_clip(clip, tmp_path / "again")  # overlapping and not square: stated in open_clip's file
+    again = load_clip(tmp_path / "again")
+    assert again.config == clip.config
+    np.testing.assert_array_equal(
+        again.visual.positional_embedding[...], clip.visual.positional_embedding[...]
+    )
+
+
+def test_weights_of_another_configuration(tmp_path):
+    write_checkpoint(tmp_path, "vit", "transformers")
+    (tmp_path / "config.json").unlink()
+    raw = config_to_json(small_config())
+    (tmp_path / "open_clip_config.json").write_text(json.dumps({"model_cfg": raw}))
+    with pytest.raises(ValueError, match="the configuration states a ResNet"):
+        load_clip(tmp_path)
+    save_file(random_tensors(small_vit_config()), str(tmp_path / "model.safetensors"))
+    with pytest.raises(ValueError, match=r"weights do not match the model: \d+ \[.*, '\.\.\.'\]"):
+        load_clip(tmp_path)

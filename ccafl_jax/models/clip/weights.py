@@ -9,7 +9,7 @@ import numpy as np
 from flax import nnx
 
 from ccafl_jax.models.clip import config_files
-from ccafl_jax.models.clip.config import CLIPConfig, VisionConfig
+from ccafl_jax.models.clip.config import CLIPConfig, VisionConfig, ViTConfig
 from ccafl_jax.models.clip.model import CLIP
 from ccafl_jax.models.clip.naming import NAMINGS, OPENAI, TRANSFORMERS
 from ccafl_jax.models.hub import local_directory
@@ -82,6 +82,11 @@ def clip_from_tensors(
     """
     model = nnx.eval_shape(lambda: CLIP(config, compute=compute, rngs=nnx.Rngs(0)))
     in_transformers = any(name.startswith("vision_model.") for name in tensors)
+    if in_transformers and not isinstance(config.vision, ViTConfig):
+        raise ValueError(
+            "the weights are those of a CLIPModel, which has a ViT, and the configuration states a "
+            "ResNet; check that configuration and weights belong together"
+        )
     fill(
         model,
         tensors,
