@@ -17,6 +17,10 @@ examples:
   Market-1501 with a CLIP RN50 checkpoint in a local folder
     python scripts/train.py --config configs/ccafl_market1501.py --config.data.root=DIR \\
         --config.model.weights=CLIP_DIR --workdir runs/market1501
+  the same with a ViT-B/16, fetched from the Hub, patches overlapping
+    python scripts/train.py --config configs/ccafl_market1501_vitb16.py --config.data.root=DIR \\
+        --config.model.weights=openai/clip-vit-base-patch16 --config.model.patch_stride=12 \\
+        --workdir runs/market1501_vitb16
   continue after an interruption, or run single stages
     python scripts/train.py --config ... --workdir runs/market1501 --resume
     python scripts/train.py --config ... --workdir runs/m --stages prompts
@@ -36,6 +40,11 @@ def main() -> None:
         "--overwrite", action="store_true", help="remove the run in --workdir and start anew"
     )
     parser.add_argument("--stages", help="comma-separated subset of prompts,intra,inter")
+    parser.add_argument(
+        "--activation",
+        choices=("quick_gelu", "gelu"),
+        help="of CLIP weights whose configuration does not state it (model.activation)",
+    )
     arguments, overrides = parser.parse_known_args()
     start_logging()
     with one_line_errors():
@@ -51,6 +60,8 @@ def run(arguments: argparse.Namespace, overrides: list[str]) -> None:
     raw = read_config(arguments.config, overrides)
     if arguments.stages:
         raw.stages = tuple(arguments.stages.split(","))
+    if arguments.activation:
+        raw.model.activation = arguments.activation
     config = from_mapping(CCAFLConfig, raw.to_dict())
     if arguments.overwrite:
         remove_run(arguments.workdir)

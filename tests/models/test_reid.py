@@ -18,11 +18,11 @@ from tests.models.checkpoints import close, to_nchw, to_nhwc
 CONFIG = ResNetConfig(layers=(1, 1, 1, 1), width=8, image_size=(64, 32), last_stride=1)
 
 
-def build(*, dtype=jnp.float32, bn_group=0, tensors=None):
+def build(*, dtype=jnp.float32, bn_group=0, tensors=None, remat=False):
     """A model with the published weights of the vectors."""
 
     def make():
-        compute = Compute(param_dtype=dtype)
+        compute = Compute(param_dtype=dtype, remat=remat)
         visual = ModifiedResNet(CONFIG, out_features=16, compute=compute, rngs=nnx.Rngs(0))
         return CLIPReID(visual, bn_group=bn_group)
 
@@ -75,10 +75,10 @@ def test_evaluation_golden(model):
 
 
 @functools.cache
-def training_step(dtype):
+def training_step(dtype, remat=False):
     """A jitted step of gradient descent, its arguments, and the list of its traces."""
     data = golden("03_wrapper_s0")
-    graphdef, params, stats = nnx.split(build(dtype=dtype), nnx.Param, nnx.BatchStat)
+    graphdef, params, stats = nnx.split(build(dtype=dtype, remat=remat), nnx.Param, nnx.BatchStat)
     traces = []
 
     @jax.jit
@@ -97,9 +97,9 @@ def training_step(dtype):
     return step, (params, stats, to_nhwc(data["x"]).astype(dtype)), traces
 
 
-def check_training(dtype, tolerance):
+def check_training(dtype, tolerance, remat=False):
     data = golden("03_wrapper_s0")
-    step, arguments, _ = training_step(dtype)
+    step, arguments, _ = training_step(dtype, remat)
     _, (value, (f, g, stats)), (grads, grad_x) = step(*arguments)
     stats, grads = nnx.to_pure_dict(stats), nnx.to_pure_dict(grads)
     assert f.dtype == grad_x.dtype == dtype
@@ -115,6 +115,17 @@ def check_training(dtype, tolerance):
 
 def test_training_golden():
     check_training(jnp.float32, 1e-5)
+
+
+def test_training_golden_rematerialised():
+    """The same values, statistics and gradients, with blocks computed twice."""
+    check_training(jnp.float32, 1e-5, remat=True)
+    step, arguments, _ = training_step(jnp.float32, True)
+    plain, others, _ = training_step(jnp.float32)
+    jaxprs = [str(jax.make_jaxpr(f)(*a)) for f, a in ((step, arguments), (plain, others))]
+    assert "remat" in jaxprs[0] and "remat" not in jaxprs[1]
+    convolutions = [jaxpr.count("conv_general_dilated[") for jaxpr in jaxprs]
+    assert convolutions[0] > convolutions[1]
 
 
 def test_training_golden_in_float64():
