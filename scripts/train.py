@@ -17,9 +17,9 @@ examples:
   Market-1501 with a CLIP RN50 checkpoint in a local folder
     python scripts/train.py --config configs/ccafl_market1501.py --config.data.root=DIR \\
         --config.model.weights=CLIP_DIR --workdir runs/market1501
-  the same with a ViT-B/16, fetched from the Hub, patches overlapping
+  the same with a ViT-B/16 (a folder, or a Hub id to fetch), patches overlapping
     python scripts/train.py --config configs/ccafl_market1501_vitb16.py --config.data.root=DIR \\
-        --config.model.weights=openai/clip-vit-base-patch16 --config.model.patch_stride=12 \\
+        --config.model.weights=CLIP_DIR --config.model.patch_stride=12 \\
         --workdir runs/market1501_vitb16
   continue after an interruption, or run single stages
     python scripts/train.py --config ... --workdir runs/market1501 --resume

@@ -3,8 +3,12 @@
 import concurrent.futures
 import os
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
+
+if TYPE_CHECKING:
+    from PIL import Image
 
 _FILES_PER_TASK = 32
 
@@ -79,7 +83,7 @@ def load_image(path: str | os.PathLike, height: int, width: int) -> np.ndarray:
         raise ImportError("reading images needs Pillow: pip install pillow") from error
     try:
         with Image.open(path) as image:
-            rgb = image.convert("RGB")
+            return fit_image(image, height, width)
     except FileNotFoundError:
         raise FileNotFoundError(f"{os.fspath(path)}: no such image file") from None
     except Exception as error:  # PIL's decoders raise many kinds; all mean a damaged file.
@@ -87,6 +91,13 @@ def load_image(path: str | os.PathLike, height: int, width: int) -> np.ndarray:
         raise ValueError(
             f"{os.fspath(path)} is not a readable image ({reason}); replace or remove it"
         ) from error
+
+
+def fit_image(image: "Image.Image", height: int, width: int) -> np.ndarray:
+    """A PIL image as uint8[height, width, 3], RGB, resized with PIL's bicubic filter."""
+    from PIL import Image
+
+    rgb = image.convert("RGB")
     if rgb.size != (width, height):
         rgb = rgb.resize((width, height), Image.Resampling.BICUBIC)
     return np.asarray(rgb)

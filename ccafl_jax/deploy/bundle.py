@@ -44,6 +44,8 @@ class ModelBundle:
       metrics: figures on its test set; empty where there are none.
       source: where it comes from, in words.
       data_root: folder of the data set it was trained on, if known.
+      camera_codes: what the rows of the camera embedding stand for: numbers of cameras as data
+        sets write them; empty where they are not known to be others than 1, 2, ...
     """
 
     model: ReIDConfig
@@ -54,3 +56,4 @@ class ModelBundle:
     metrics: dict
     source: str
     data_root: str = ""
+    camera_codes: tuple[int, ...] = ()

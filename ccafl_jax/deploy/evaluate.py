@@ -40,10 +40,9 @@ def evaluate_bundle(
         raise ValueError(f"{bundle.source} names no data set: pass --root DIR")
     dataset = load_market1501(root, for_training=False)
     preprocess = bundle.preprocess
-    check_cameras(bundle, dataset)
     paths = np.concatenate([dataset.query.path, dataset.gallery.path])
     images = load_images(paths, preprocess.height, preprocess.width)
-    cameras = query_then_gallery(dataset)[1]
+    cameras = camera_rows(bundle, dataset)[query_then_gallery(dataset)[1]]
     features = extract_features(bundle, images, cameras, batch=batch, compute_dtype=compute_dtype)
     return score(features, dataset, no_match=no_match)
 
@@ -82,11 +81,26 @@ def extract_features(
     return extract(params, batch_stats, images, cameras)
 
 
-def check_cameras(bundle: ModelBundle, dataset: ReIDDataset) -> None:
-    """Fails where a model with a camera embedding meets cameras it has no row for."""
-    known, found = bundle.model.heads.cameras, len(dataset.camera_codes)
-    if known and found > known:
+def camera_rows(bundle: ModelBundle, dataset: ReIDDataset) -> np.ndarray:
+    """Row of the model's camera embedding for each camera of a data set.
+
+    Cameras are matched by the numbers that data sets write, so a folder that lacks some of them
+    still meets the right rows.
+
+    Returns:
+      int32[cameras of the data set]; zeros for a model without a camera embedding.
+
+    Raises:
+      ValueError: a camera that the model does not know.
+    """
+    count = bundle.model.heads.cameras
+    if not count:
+        return np.zeros(len(dataset.camera_codes), np.int32)
+    known = list(bundle.camera_codes) or list(range(1, count + 1))
+    unknown = sorted(set(dataset.camera_codes) - set(known))
+    if unknown:
         raise ValueError(
-            f"{dataset.root} has {found} cameras, the model's camera embedding {known}: evaluate "
-            "it on the data set it was trained on"
+            f"{dataset.root} has the cameras {unknown}, which the model's camera embedding does "
+            f"not know (it knows {known}): evaluate it on the data set it was trained on"
         )
+    return np.array([known.index(code) for code in dataset.camera_codes], np.int32)

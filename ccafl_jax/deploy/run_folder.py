@@ -45,6 +45,7 @@ def read_run(workdir: pathlib.Path, *, number: int | None = None) -> ModelBundle
         metrics=dict(stages[-1]) if stages else {},
         source=f"{meta['method']}, checkpoint {number}",
         data_root=meta.get("data_root", ""),
+        camera_codes=tuple(meta.get("camera_codes", ())),
     )
 
 
@@ -62,6 +63,7 @@ def write_run(workdir: pathlib.Path, bundle: ModelBundle) -> pathlib.Path:
         "method": bundle.recipe.get("method", "converted"),
         "config": bundle.recipe.get("config", {}),
         "data_root": bundle.data_root,
+        "camera_codes": list(bundle.camera_codes),
     }
     state = {"params": dict(bundle.params), "batch_stats": dict(bundle.batch_stats)}
     checkpoints.save(0, state, meta)

@@ -106,12 +106,9 @@ class Linear(nnx.Module):
     def __call__(self, x: jax.Array) -> jax.Array:
         """Maps `[..., in]` to `[..., out]` in the activation dtype."""
         dtype = self.compute.activations
-        y = jnp.einsum(
-            "...i,io->...o",
-            x.astype(dtype),
-            self.kernel[...].astype(dtype),
-            precision=self.compute.precision,
-        )
+        kernel = self.kernel[...].astype(dtype)
+        # Not an einsum over "...": converters copy the kernel for every position of that.
+        y = jnp.matmul(x.astype(dtype), kernel, precision=self.compute.precision)
         return y if self.bias is None else y + self.bias[...].astype(dtype)
 
 

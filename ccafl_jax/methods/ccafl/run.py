@@ -451,12 +451,18 @@ class Run:
             "progress": self.progress.to_json(),
             "classes": self.num_classes,
             "data_root": self.dataset.root,
+            "camera_codes": list(self.dataset.camera_codes),
         }
         tree = pack(self.state, self.prompt_state, self.class_text)
         self.checkpoints.save(self.progress.number, tree, meta)
 
     def _restore(self) -> None:
         meta = self.checkpoints.restore_meta()
+        if meta["method"] != "ccafl":
+            raise ValueError(
+                f"{self.workdir} holds a model only ({meta['method']}), no run to resume: choose "
+                "another --workdir"
+            )
         if meta["classes"] != self.num_classes:
             raise ValueError(
                 f"the checkpoint in {self.workdir} has {meta['classes']} classes, the training set "

@@ -105,7 +105,7 @@ class VisionTransformer(nnx.Module):
         token = self.class_embedding[...]
         first = token[None] if class_offset is None else token + class_offset
         patches = self._patches(images.astype(dtype))
-        first = jnp.broadcast_to(first.astype(dtype)[:, None], (len(images), 1, token.shape[0]))
+        first = jnp.broadcast_to(first.astype(dtype)[:, None], (images.shape[0], 1, token.shape[0]))
         x = jnp.concatenate([first, patches], axis=1)
         x = x + self.positional_embedding[...].astype(dtype)
         x = self.ln_pre(x).astype(dtype)
@@ -121,12 +121,8 @@ class VisionTransformer(nnx.Module):
     def project_tokens(self, tokens: jax.Array) -> jax.Array:
         """Projects every token to the joint space: `[..., width]` to float32 `[..., features]`."""
         dtype = self.compute.activations
-        feature = jnp.einsum(
-            "...w,we->...e",
-            tokens.astype(dtype),
-            self.proj[...].astype(dtype),
-            precision=self.compute.precision,
-        )
+        kernel = self.proj[...].astype(dtype)
+        feature = jnp.matmul(tokens.astype(dtype), kernel, precision=self.compute.precision)
         return numerics.at_least_float32(feature)
 
     def _patches(self, x: jax.Array) -> jax.Array:

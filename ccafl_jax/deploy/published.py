@@ -1,0 +1,243 @@
+"""Sizes of the models published with CLIP-ReID and with CCAFL, told from names and shapes.
+
+What names and shapes do not say (the input size, the factor of the camera embedding) is asked for,
+and nothing is guessed where two answers fit.
+"""
+
+import dataclasses
+import math
+import re
+from collections.abc import Callable, Mapping, Sequence
+
+import numpy as np
+
+from ccafl_jax.deploy.bundle import Preprocess
+from ccafl_jax.models.clip.config import ACTIVATIONS, ResNetConfig, VisionConfig, ViTConfig
+from ccafl_jax.models.reid import HeadConfig, ReIDConfig
+
+TOWER = "image_encoder."
+CAMERA_SCALE = 1.0
+"""Factor of the camera embedding.
+
+Source: the training command and the person configurations that CLIP-ReID publishes. The default
+of its code, 3.0, is not what they use.
+"""
+IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+HALF = ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
+COMMON_SIZES = ((256, 128), (384, 128), (384, 192), (224, 224), (256, 256))
+
+_HEAD_WIDTH = 64  # of every ViT that OpenAI published
+
+
+def infer_reid_config(
+    tensors: Mapping[str, np.ndarray],
+    image_size: tuple[int, int],
+    *,
+    stride: int | None = None,
+    heads: int | None = None,
+    feature: str | None = None,
+    activation: str = "quick_gelu",
+    camera_scale: float | None = None,
+) -> ReIDConfig:
+    """Sizes of a published model, from the names and shapes of its tensors.
+
+    Args:
+      tensors: by published name, without a prefix.
+      image_size: height and width that the model was trained with.
+      stride: of a ResNet's fourth stage (1 or 2) or of a ViT's patches, in pixels; None finds the
+        one whose grid has as many positions as the checkpoint.
+      heads: attention heads of a ViT; None means one for 64 channels, as in all of OpenAI's.
+      feature: retrieve by what leaves the BN neck ("neck") or by what enters it ("pooled"); None
+        means as published: "neck" for CCAFL, "pooled" for CLIP-ReID.
+      activation: of a ViT's blocks. Published models start from OpenAI's: "quick_gelu".
+      camera_scale: factor of the camera embedding; None means `CAMERA_SCALE`.
+
+    Raises:
+      ValueError: no such model, a tensor that tells a size is missing, no stride fits, or several
+        do and `stride` is not given.
+
+    Source: CLIP-ReID (evaluation with the features before the neck, `[feature, projection]`) and
+      the code published for CCAFL (GeM and one neck).
+    """
+    if activation not in ACTIVATIONS:
+        raise ValueError(f"activation is {activation!r}; choose one of {ACTIVATIONS}")
+    if any(name.startswith(f"{TOWER}layer") for name in tensors):
+        if heads is not None:
+            raise ValueError("the image tower is a ResNet, without heads to choose; drop --heads")
+        vision = _infer_resnet(tensors, image_size, stride)
+        embed_dim = _shape(tensors, f"{TOWER}attnpool.c_proj.bias", 1)[0]
+        pooling = _resnet_pooling(tensors)
+        cameras = 0
+    elif any(name.startswith(f"{TOWER}transformer.") for name in tensors):
+        vision = _infer_vit(tensors, image_size, stride, heads)
+        embed_dim = _shape(tensors, "bottleneck_proj.weight", 1)[0]
+        pooling = "class_token"
+        cameras = _shape(tensors, "cv_embed", 2)[0] if "cv_embed" in tensors else 0
+    else:
+        raise ValueError(_no_tower(tensors))
+    if camera_scale is not None and not cameras:
+        raise ValueError("there is no camera embedding (cv_embed) to scale; drop --camera-scale")
+    head_config = HeadConfig(
+        pooling=pooling,
+        joint=pooling != "gem",
+        feature=feature or ("neck" if published_as(tensors) == "CCAFL" else "pooled"),
+        cameras=cameras,
+        camera_scale=CAMERA_SCALE if camera_scale is None else camera_scale,
+    )
+    return ReIDConfig(vision=vision, embed_dim=embed_dim, activation=activation, heads=head_config)
+
+
+def published_as(tensors: Mapping[str, np.ndarray]) -> str:
+    """Whose model it is: only CCAFL's has a generalised mean."""
+    return "CCAFL" if "gap.p" in tensors else "CLIP-ReID"
+
+
+def default_preprocess(
+    config: ReIDConfig,
+    *,
+    mean: Sequence[float] | None = None,
+    std: Sequence[float] | None = None,
+) -> Preprocess:
+    """From images to the model's input, as published unless `mean` or `std` say otherwise."""
+    usual = HALF if isinstance(config.vision, ViTConfig) else IMAGENET
+    mean, std = (tuple(x or y) for x, y in zip((mean, std), usual, strict=True))
+    if len(mean) != 3 or len(std) != 3 or min(std) <= 0:
+        raise ValueError(f"mean {mean} and std {std}: state three numbers each, std above 0")
+    return Preprocess(*config.vision.image_size, mean=mean, std=std)
+
+
+def _infer_resnet(
+    tensors: Mapping[str, np.ndarray], image_size: tuple[int, int], stride: int | None
+) -> ResNetConfig:
+    base = ResNetConfig(
+        layers=tuple(_count(tensors, rf"{TOWER}layer{stage}\.(\d+)\..*") for stage in range(1, 5)),
+        width=_shape(tensors, f"{TOWER}layer1.0.bn1.weight", 1)[0],
+        image_size=(32, 32),
+    )
+    table = f"{TOWER}attnpool.positional_embedding"
+    rows = _shape(tensors, table, 2)[0]
+    return _with_stride(base, "last_stride", (1, 2), image_size, stride, table, rows)
+
+
+def _resnet_pooling(tensors: Mapping[str, np.ndarray]) -> str:
+    if "gap.p" in tensors:
+        return "gem"
+    counter = "bottleneck_proj.num_batches_tracked"
+    if counter in tensors and not np.any(tensors[counter]):
+        raise ValueError(
+            "tensor gap.p is missing: without it this is a CLIP-ReID ResNet, but the neck of the "
+            f"projection was never trained ({counter} is 0), which is so only in CCAFL"
+        )
+    return "mean"
+
+
+def _infer_vit(
+    tensors: Mapping[str, np.ndarray],
+    image_size: tuple[int, int],
+    stride: int | None,
+    heads: int | None,
+) -> ViTConfig:
+    width = _shape(tensors, f"{TOWER}class_embedding", 1)[0]
+    if heads is None and width % _HEAD_WIDTH:
+        raise ValueError(
+            f"the width of the image tower, {width}, is no multiple of {_HEAD_WIDTH}, so its "
+            "number of heads cannot be told: pass --heads"
+        )
+    patch = _shape(tensors, f"{TOWER}conv1.weight", 4)[-1]
+    base = ViTConfig(
+        layers=_count(tensors, rf"{TOWER}transformer\.resblocks\.(\d+)\..*"),
+        width=width,
+        heads=heads or width // _HEAD_WIDTH,
+        mlp_width=_shape(tensors, f"{TOWER}transformer.resblocks.0.mlp.c_fc.bias", 1)[0],
+        patch_size=patch,
+        image_size=(patch, patch),
+        stride=patch,
+    )
+    table = f"{TOWER}positional_embedding"
+    rows = _shape(tensors, table, 2)[0]
+    return _with_stride(base, "stride", range(1, patch + 1), image_size, stride, table, rows)
+
+
+def _with_stride(
+    base: VisionConfig,
+    field: str,
+    strides: Sequence[int],
+    image_size: tuple[int, int],
+    stride: int | None,
+    table: str,
+    rows: int,
+) -> VisionConfig:
+    """The tower for images of a size, with the stride whose grid fits a table of positions."""
+    fit = _fitting(base, field, strides, rows - 1)
+    found = fit(image_size)
+    if stride is None and len(found) == 1:
+        stride = found[0]
+    if stride in found:
+        return dataclasses.replace(base, image_size=image_size, **{field: stride})
+    what = f"tensor {table} has {rows} rows, so {rows - 1} positions"
+    size = "x".join(map(str, image_size))
+    if found and stride is None:
+        raise ValueError(f"{what}; at {size} strides {found} all give that many: pass --stride")
+    if found:
+        raise ValueError(f"{what}; at {size} stride {stride} does not give them, {found} does")
+    others = [
+        f"--image-size {height} {width} (stride {other})"
+        for height, width in COMMON_SIZES
+        for other in fit((height, width))
+        if stride in (None, other)
+    ]
+    hint = f"try {' or '.join(others[:3])}" if others else "no common size does"
+    with_stride = "no stride gives" if stride is None else f"stride {stride} does not give"
+    raise ValueError(
+        f"{what}; {with_stride} them at {size} ({hint}): pass the --image-size HEIGHT WIDTH that "
+        "the model was trained with"
+    )
+
+
+def _fitting(
+    base: VisionConfig, field: str, strides: Sequence[int], positions: int
+) -> Callable[[tuple[int, int]], list[int]]:
+    """For an image size: the strides that give a number of positions."""
+
+    def fit(image_size: tuple[int, int]) -> list[int]:
+        found = []
+        for stride in strides:
+            try:
+                vision = dataclasses.replace(base, image_size=image_size, **{field: stride})
+            except ValueError:  # a size that this stride does not divide, or below a patch
+                continue
+            if min(image_size) > 0 and math.prod(vision.grid) == positions:
+                found.append(stride)
+        return found
+
+    return fit
+
+
+def _shape(tensors: Mapping[str, np.ndarray], name: str, axes: int) -> tuple[int, ...]:
+    if name not in tensors:
+        raise ValueError(
+            f"tensor {name} is missing, which tells the sizes of the model; pass the whole "
+            "checkpoint of a trained CLIP-ReID or CCAFL model"
+        )
+    shape = np.shape(tensors[name])
+    if len(shape) != axes:
+        raise ValueError(f"tensor {name} has shape {list(shape)}, expected {axes} axes")
+    return shape
+
+
+def _count(tensors: Mapping[str, np.ndarray], pattern: str) -> int:
+    """One more than the highest number that a pattern finds in the names."""
+    found = [re.fullmatch(pattern, name) for name in tensors]
+    return max((int(match[1]) for match in found if match), default=-1) + 1
+
+
+def _no_tower(tensors: Mapping[str, np.ndarray]) -> str:
+    if any(name.startswith(("visual.", "vision_model.")) for name in tensors):
+        return (
+            "this is a CLIP, not a trained re-identification model: turn it into safetensors "
+            "with --to-safetensors FILE and train from it"
+        )
+    return (
+        f"no tensor is named {TOWER}*, but e.g. {sorted(tensors)[:3]}; expected a trained "
+        "CLIP-ReID or CCAFL model"
+    )
