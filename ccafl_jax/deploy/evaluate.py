@@ -1,5 +1,7 @@
 """Figures of a trained model on a test set."""
 
+import sys
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -41,7 +43,8 @@ def evaluate_bundle(
     dataset = load_market1501(root, for_training=False)
     preprocess = bundle.preprocess
     paths = np.concatenate([dataset.query.path, dataset.gallery.path])
-    images = load_images(paths, preprocess.height, preprocess.width)
+    watched = sys.stderr.isatty()  # no bar in log files
+    images = load_images(paths, preprocess.height, preprocess.width, progress=watched)
     cameras = camera_rows(bundle, dataset)[query_then_gallery(dataset)[1]]
     features = extract_features(bundle, images, cameras, batch=batch, compute_dtype=compute_dtype)
     return score(features, dataset, no_match=no_match)

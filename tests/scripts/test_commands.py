@@ -30,7 +30,7 @@ def one_line_error(finished):
 
 
 @pytest.mark.ci
-@pytest.mark.parametrize("script", ["train", "evaluate"])
+@pytest.mark.parametrize("script", ["train", "evaluate", "export", "convert_weights"])
 def test_help_holds_examples(script):
     finished = run(f"scripts/{script}.py", "--help")
     assert finished.returncode == 0 and "examples:" in finished.stdout
