@@ -4,6 +4,7 @@ Images and feature maps are channels-last: `[batch, height, width, channels]`.
 """
 
 import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -21,7 +22,9 @@ class Compute:
       dtype: of the activations; None means `param_dtype`. Statistics, softmax and outputs are
         float32 at least, whatever this says.
       param_dtype: of the parameters and running statistics.
-      precision: of products of float32 on accelerators: "highest", "high" or "default".
+      precision: of products of float32 on accelerators: "highest", "high" or "default". Products
+        of half precision are exact and take no such wish, which would keep compilers from fusing
+        them.
       remat: keep only the inputs of residual and transformer blocks for the gradient and compute
         the rest again: less memory, about a third more work.
     """
@@ -41,6 +44,11 @@ class Compute:
     def activations(self) -> jnp.dtype:
         """The dtype of activations, resolved."""
         return jnp.dtype(self.param_dtype if self.dtype is None else self.dtype)
+
+    @property
+    def products(self) -> str:
+        """The precision to ask of products of activations."""
+        return self.precision if self.activations.itemsize > 2 else "default"
 
 
 class Conv(nnx.Module):
@@ -70,7 +78,7 @@ class Conv(nnx.Module):
         x = x.astype(dtype)
         size = kernel.shape[0]
         if size == 1 and self.stride == 1:  # a matrix product is the faster form on CPUs
-            return jnp.einsum("bhwi,io->bhwo", x, kernel[0, 0], precision=self.compute.precision)
+            return jnp.einsum("bhwi,io->bhwo", x, kernel[0, 0], precision=self.compute.products)
         pad = (size // 2, size // 2)  # "SAME" would pad (0, 1) at stride 2
         return jax.lax.conv_general_dilated(
             x,
@@ -78,7 +86,7 @@ class Conv(nnx.Module):
             window_strides=(self.stride, self.stride),
             padding=(pad, pad),
             dimension_numbers=("NHWC", "HWIO", "NHWC"),
-            precision=self.compute.precision,
+            precision=self.compute.products,
         )
 
 
@@ -108,7 +116,7 @@ class Linear(nnx.Module):
         dtype = self.compute.activations
         kernel = self.kernel[...].astype(dtype)
         # Not an einsum over "...": converters copy the kernel for every position of that.
-        y = jnp.matmul(x.astype(dtype), kernel, precision=self.compute.precision)
+        y = jnp.matmul(x.astype(dtype), kernel, precision=self.compute.products)
         return y if self.bias is None else y + self.bias[...].astype(dtype)
 
 
@@ -163,49 +171,93 @@ class BatchNorm(nnx.Module):
         Raises:
           ValueError: if the groups do not divide the batch.
         """
-        wide = numerics.at_least_float32(x)
-        if train:
-            mean, var = self._batch_statistics(wide)
-        else:
-            mean, var = self.mean[...], self.var[...]
-        factor = jax.lax.rsqrt(var + self.eps) * self.scale[...]
-        shift = 0.0 if self.bias is None else self.bias[...]
-        return ((wide - mean) * factor + shift).astype(x.dtype)
-
-    def _batch_statistics(self, x: jax.Array) -> tuple[jax.Array, jax.Array]:
-        """Mean and biased variance that broadcast against `x`; updates the running ones."""
+        scale, bias = self.scale[...], None if self.bias is None else self.bias[...]
+        if not train:
+            rate = jax.lax.rsqrt(self.var[...] + self.eps)
+            return _affine(x, self.mean[...], rate, scale, bias)
         rows = x.shape[0]
-        inner = tuple(range(1, x.ndim - 1))
         group = min(self.group, rows) if self.group else rows
         if group == 0 or rows % group:
             raise ValueError(
                 f"batch normalisation in groups of {group} rows got a batch of {rows} rows; "
                 f"choose a batch that {group or 1} divides"
             )
-        if group == rows:
-            axes = (0, *inner)
-            mean = jnp.mean(x, axis=axes)
-            var = jnp.mean(jnp.square(x - mean), axis=axes)
-            mean_of_groups, var_of_groups = mean, var
-        else:
-            member = np.arange(rows) // group
-            average = jnp.asarray((member[:, None] == member) / group, x.dtype)  # [rows, rows]
-            mean = numerics.einsum("rs,sc->rc", average, jnp.mean(x, axis=inner))
-            mean = jnp.expand_dims(mean, inner)
-            squares = jnp.mean(jnp.square(x - mean), axis=inner)
-            var = jnp.expand_dims(numerics.einsum("rs,sc->rc", average, squares), inner)
-            axes = tuple(range(x.ndim - 1))
-            mean_of_groups, var_of_groups = jnp.mean(mean, axis=axes), jnp.mean(var, axis=axes)
+        y, mean, var = _normalize_groups(x, scale, bias, group, self.eps)
+        axes = tuple(range(x.ndim - 1))
         count = group * x[0, ..., 0].size
-        unbiased = var_of_groups * (count / max(count - 1, 1))
-        self._update(mean_of_groups, unbiased)
-        return mean, var
+        unbiased = jnp.mean(var, axis=axes) * (count / max(count - 1, 1))
+        self._update(jnp.mean(mean, axis=axes), unbiased)
+        return y
 
     def _update(self, mean: jax.Array, var: jax.Array) -> None:
         for running, new in ((self.mean, mean), (self.var, var)):
             old = running[...]
             new = jax.lax.stop_gradient(new).astype(old.dtype)
             running[...] = (1 - self.momentum) * old + self.momentum * new
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(3, 4))
+def _normalize_groups(
+    x: jax.Array, scale: jax.Array, bias: jax.Array | None, group: int, eps: float
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """Batch normalisation with the statistics of each group of rows.
+
+    Its gradient is written out so that only `x` in its own dtype and the statistics are kept for
+    it; derived automatically it would keep several float32 copies of the activations.
+
+    Args:
+      x: float[batch, ..., features].
+      scale: float[features].
+      bias: float[features] or None.
+      group: rows a group; they divide the batch.
+      eps: added to the variance.
+
+    Returns:
+      The result in the dtype of `x`, and the means and biased variances, which broadcast against
+      `x`. No gradient flows through the statistics.
+    """
+    return _normalize_groups_forward(x, scale, bias, group, eps)[0]
+
+
+def _normalize_groups_forward(x, scale, bias, group, eps):
+    wide = numerics.at_least_float32(x)
+    mean = _group_means(wide, group)
+    var = _group_means(jnp.square(wide - mean), group)
+    rate = jax.lax.rsqrt(var + eps)
+    return (_affine(x, mean, rate, scale, bias), mean, var), (x, mean, rate, scale, bias)
+
+
+def _normalize_groups_backward(group, eps, kept, gradients):
+    x, mean, rate, scale, bias = kept
+    dy = numerics.at_least_float32(gradients[0])
+    unit = (numerics.at_least_float32(x) - mean) * rate
+    product = dy * unit
+    axes = tuple(range(x.ndim - 1))
+    dx = dy - _group_means(dy, group) - unit * _group_means(product, group)
+    dx = (dx * (rate * scale)).astype(x.dtype)
+    dscale = jnp.sum(product, axis=axes).astype(scale.dtype)
+    dbias = None if bias is None else jnp.sum(dy, axis=axes).astype(bias.dtype)
+    return dx, dscale, dbias
+
+
+_normalize_groups.defvjp(_normalize_groups_forward, _normalize_groups_backward)
+
+
+def _affine(x, mean, rate, scale, bias):
+    """`(x - mean) * rate * scale + bias` in float32 at least, returned in the dtype of `x`."""
+    shift = 0.0 if bias is None else bias
+    return ((numerics.at_least_float32(x) - mean) * (rate * scale) + shift).astype(x.dtype)
+
+
+def _group_means(x: jax.Array, group: int) -> jax.Array:
+    """Means over each group of rows and all inner axes, by channel; they broadcast against `x`."""
+    rows, inner = x.shape[0], tuple(range(1, x.ndim - 1))
+    if group == rows:
+        return jnp.mean(x, axis=(0, *inner), keepdims=True)
+    member = np.arange(rows) // group
+    average = jnp.asarray((member[:, None] == member) / group, x.dtype)  # [rows, rows]
+    means = numerics.einsum("rs,sc->rc", average, jnp.mean(x, axis=inner))
+    return jnp.expand_dims(means, inner)
 
 
 class BNNeck(BatchNorm):
@@ -294,7 +346,7 @@ class AttentionPool(nnx.Module):
                 f"attention pool got a {height}x{width} map, its positions are for "
                 f"{self.grid[0]}x{self.grid[1]}; build the model with the size of its images"
             )
-        dtype, precision = self.compute.activations, self.compute.precision
+        dtype, precision = self.compute.activations, self.compute.products
         x = x.astype(dtype).reshape(batch, height * width, channels)
         center = jnp.mean(x, axis=1, keepdims=True, dtype=jnp.promote_types(dtype, jnp.float32))
         tokens = jnp.concatenate([center.astype(dtype), x], axis=1)  # [batch, 1 + h w, channels]

@@ -194,7 +194,7 @@ def test_overlapping_patches():
     assert config.grid == (5, 2)
     tower = VisionTransformer(config, out_features=4, activation="gelu", rngs=nnx.Rngs(0))
     images = jnp.asarray(np.random.default_rng(0).normal(size=(2, 64, 32, 3)), jnp.float32)
-    patches = tower._patches(images)
+    patches = tower.embed_patches(images)
     kernel = tower.patch_kernel[...]
     for row in range(5):
         for column in range(2):

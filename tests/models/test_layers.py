@@ -208,3 +208,60 @@ def test_attention_pool_names_a_wrong_grid():
 def test_average_pool_leaves_out_the_odd_row():
     x = jnp.arange(3 * 4.0).reshape(1, 3, 4, 1)
     np.testing.assert_allclose(layers.average_pool2(x)[0, :, :, 0], [[2.5, 4.5]])
+
+
+def plain_batch_norm(x, scale, bias, group):
+    """Batch normalisation by groups, as one would write it for automatic gradients."""
+    parts = x.reshape(-1, group, *x.shape[1:])
+    axes = tuple(range(1, parts.ndim - 1))
+    mean = parts.mean(axes, keepdims=True)
+    var = jnp.square(parts - mean).mean(axes, keepdims=True)
+    unit = ((parts - mean) / jnp.sqrt(var + 1e-5)).reshape(x.shape)
+    return unit * scale + (0.0 if bias is None else bias)
+
+
+@pytest.mark.parametrize("group", [0, 2])
+@pytest.mark.parametrize("use_bias", [True, False])
+def test_batch_norm_gradient_is_the_automatic_one(group, use_bias):
+    with jax.enable_x64():
+        rng = np.random.default_rng(0)
+        x = jnp.asarray(rng.normal(size=(6, 3, 2, 5)))
+        probe = jnp.asarray(rng.normal(size=x.shape))
+        scale, bias = jnp.asarray(rng.normal(size=5)), jnp.asarray(rng.normal(size=5))
+        norm = layers.BatchNorm(5, use_bias=use_bias, group=group, param_dtype=jnp.float64)
+        graphdef, params, stats = nnx.split(norm, nnx.Param, nnx.BatchStat)
+
+        def ours(x, scale, bias):
+            merged = nnx.merge(graphdef, params, stats, copy=True)
+            merged.scale[...] = scale
+            if use_bias:
+                merged.bias[...] = bias
+            return jnp.sum(probe * merged(x, train=True) ** 2)
+
+        def plain(x, scale, bias):
+            y = plain_batch_norm(x, scale, bias if use_bias else None, group or len(x))
+            return jnp.sum(probe * y**2)
+
+        found = jax.value_and_grad(ours, (0, 1, 2))(x, scale, bias)
+        expected = jax.value_and_grad(plain, (0, 1, 2))(x, scale, bias)
+        for a, b in zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True):
+            np.testing.assert_allclose(a, b, rtol=1e-9, atol=1e-10)
+
+
+def test_batch_norm_keeps_half_precision_for_its_gradient():
+    norm = layers.BatchNorm(5)
+    x = jnp.ones((4, 3, 2, 5), jnp.bfloat16)
+    graphdef, params, stats = nnx.split(norm, nnx.Param, nnx.BatchStat)
+
+    def run(x):
+        return nnx.merge(graphdef, params, stats, copy=True)(x, train=True)
+
+    kept = jax.tree.leaves(jax.eval_shape(lambda x: jax.vjp(run, x)[1], x))
+    large = [leaf.dtype for leaf in kept if leaf.size >= x.size]
+    assert large == [jnp.bfloat16]
+
+
+def test_products_of_half_precision_ask_for_nothing():
+    assert layers.Compute().products == "highest"
+    assert layers.Compute(dtype=jnp.bfloat16).products == "default"
+    assert layers.Compute(dtype=jnp.bfloat16, param_dtype=jnp.float32).precision == "highest"

@@ -18,6 +18,7 @@ from ccafl_jax.models.clip.config import (
 )
 
 FILES = ("open_clip_config.json", "config.json")
+NO_RESNET = "transformers' CLIPModel has no ResNet tower; write the openai naming"
 ASK_FOR_ACTIVATION = (
     "pass --activation quick_gelu (OpenAI's weights and those tuned from them) or --activation "
     "gelu (most others); the wrong one loses accuracy silently"
@@ -116,7 +117,7 @@ def config_to_transformers(config: CLIPConfig) -> dict:
     """
     vision, text = config.vision, config.text
     if not isinstance(vision, ViTConfig):
-        raise ValueError("transformers' CLIPModel has no ResNet tower; write the openai naming")
+        raise ValueError(NO_RESNET)
     if vision.image_size[0] != vision.image_size[1] or vision.stride != vision.patch_size:
         raise ValueError(
             f"transformers' CLIPModel knows square images and no overlapping patches, not "

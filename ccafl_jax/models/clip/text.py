@@ -95,7 +95,7 @@ class TextTransformer(nnx.Module):
             "nw,we->ne",
             self.ln_final(x).astype(dtype),
             self.text_projection[...].astype(dtype),
-            precision=self.compute.precision,
+            precision=self.compute.products,
         )
         return numerics.at_least_float32(feature)
 

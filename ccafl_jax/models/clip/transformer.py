@@ -55,13 +55,14 @@ class Block(nnx.Module):
     def __call__(self, x: jax.Array) -> jax.Array:
         """Maps float[n, length, width] to the same shape."""
         dtype = x.dtype
-        x = x + self._attend(self.ln_1(x).astype(dtype))
+        x = x + self.attend(self.ln_1(x).astype(dtype))
         hidden = activate(self.c_fc(self.ln_2(x).astype(dtype)), kind=self.activation)
         return x + self.c_proj(hidden)
 
-    def _attend(self, x: jax.Array) -> jax.Array:
+    def attend(self, x: jax.Array) -> jax.Array:
+        """Self-attention of normalised tokens: float[n, length, width] to the same shape."""
         n, length, width = x.shape
-        heads, precision = self.heads, self.compute.precision
+        heads, precision = self.heads, self.compute.products
         qkv = self.in_proj(x).reshape(n, length, 3, heads, width // heads)
         query, key, value = qkv[:, :, 0], qkv[:, :, 1], qkv[:, :, 2]
         query = query * (width // heads) ** -0.5

@@ -104,7 +104,7 @@ class VisionTransformer(nnx.Module):
         dtype = self.compute.activations
         token = self.class_embedding[...]
         first = token[None] if class_offset is None else token + class_offset
-        patches = self._patches(images.astype(dtype))
+        patches = self.embed_patches(images.astype(dtype))
         first = jnp.broadcast_to(first.astype(dtype)[:, None], (images.shape[0], 1, token.shape[0]))
         x = jnp.concatenate([first, patches], axis=1)
         x = x + self.positional_embedding[...].astype(dtype)
@@ -122,15 +122,15 @@ class VisionTransformer(nnx.Module):
         """Projects every token to the joint space: `[..., width]` to float32 `[..., features]`."""
         dtype = self.compute.activations
         kernel = self.proj[...].astype(dtype)
-        feature = jnp.matmul(tokens.astype(dtype), kernel, precision=self.compute.precision)
+        feature = jnp.matmul(tokens.astype(dtype), kernel, precision=self.compute.products)
         return numerics.at_least_float32(feature)
 
-    def _patches(self, x: jax.Array) -> jax.Array:
+    def embed_patches(self, x: jax.Array) -> jax.Array:
         """Embeds patches without padding: `[batch, h, w, 3]` to `[batch, patches, width]`."""
         kernel = self.patch_kernel[...].astype(x.dtype)
         size, stride, (rows, columns) = self.config.patch_size, self.config.stride, self.config.grid
         batch, width = x.shape[0], kernel.shape[-1]
-        precision = self.compute.precision
+        precision = self.compute.products
         if stride == size:  # one matrix product
             x = x[:, : rows * size, : columns * size]
             x = x.reshape(batch, rows, size, columns, size, 3)

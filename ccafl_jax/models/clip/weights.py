@@ -142,6 +142,8 @@ def export_tensors(model: CLIP, *, naming: str = "openai") -> dict[str, np.ndarr
     """The parameters and statistics of a model, named and ordered as in a file."""
     if naming not in NAMINGS:
         raise ValueError(f"naming is {naming!r}; choose one of {sorted(NAMINGS)}")
+    if naming == "transformers" and not isinstance(model.config.vision, ViTConfig):
+        raise ValueError(config_files.NO_RESNET)
     return export(model, NAMINGS[naming])
 
 
