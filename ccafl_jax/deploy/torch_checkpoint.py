@@ -7,8 +7,9 @@ import pathlib
 import zipfile
 from collections.abc import Iterator, Mapping, Sequence
 
-import jax.numpy as jnp
 import numpy as np
+
+from ccafl_jax.models.tensor_files import check_finite
 
 PREFIXES = ("module.", "model.", "_orig_mod.")
 """What wrappers (data parallelism, Lightning, torch.compile) put before every name."""
@@ -46,13 +47,7 @@ class Checkpoint(Mapping[str, np.ndarray]):
           ValueError: if it holds values that are not finite.
         """
         value = np.asarray(self._tensors[self.prefix + name])
-        if jnp.issubdtype(value.dtype, jnp.inexact):
-            finite = np.isfinite(value)
-            if not finite.all():
-                raise ValueError(
-                    f"{self.source}: tensor {name} holds {np.sum(~finite)} of {value.size} values "
-                    f"that are not finite (NaN or infinity); the file is damaged: {_AGAIN}"
-                )
+        check_finite(value, f"{self.source}: tensor {name}")
         return value
 
     def __iter__(self) -> Iterator[str]:

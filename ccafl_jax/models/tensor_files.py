@@ -118,13 +118,7 @@ class TensorFiles(Mapping[str, np.ndarray]):
             raise ValueError(
                 f"{self.where(name)} cannot be read ({_one_line(error)}); {_AGAIN}"
             ) from error
-        if jnp.issubdtype(value.dtype, jnp.inexact):
-            finite = np.isfinite(value)
-            if not finite.all():
-                raise ValueError(
-                    f"{self.where(name)} holds {np.sum(~finite)} of {value.size} values that are "
-                    f"not finite (NaN or infinity); the file is damaged: {_AGAIN}"
-                )
+        check_finite(value, self.where(name))
         return value
 
     def __iter__(self) -> Iterator[str]:
@@ -176,6 +170,21 @@ class TensorFiles(Mapping[str, np.ndarray]):
             return self._homes[name][1].get_slice(name)
         except _library().SafetensorError as error:
             raise ValueError(f"{self.where(name)} cannot be read ({_one_line(error)})") from error
+
+
+def check_finite(value: np.ndarray, where: str) -> None:
+    """Fails where a tensor holds NaN or infinity; `where` names file and tensor.
+
+    Raises:
+      ValueError: saying how many of its values are not finite.
+    """
+    if jnp.issubdtype(value.dtype, jnp.inexact):
+        finite = np.isfinite(value)
+        if not finite.all():
+            raise ValueError(
+                f"{where} holds {np.sum(~finite)} of {value.size} values that are not finite (NaN "
+                f"or infinity); the file is damaged: {_AGAIN}"
+            )
 
 
 def raised(value: np.ndarray) -> np.ndarray:

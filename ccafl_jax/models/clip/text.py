@@ -12,7 +12,7 @@ from flax import nnx
 
 from ccafl_jax import numerics
 from ccafl_jax.models.clip.config import TextConfig
-from ccafl_jax.models.clip.transformer import Block, layer_norm
+from ccafl_jax.models.clip.transformer import build_blocks, layer_norm
 from ccafl_jax.models.layers import Compute
 
 
@@ -44,20 +44,8 @@ class TextTransformer(nnx.Module):
 
         self.token_embedding = normal((config.vocab, width), 0.02)
         self.positional_embedding = normal((config.context, width), 0.01)
-        self.blocks = nnx.List(
-            [
-                Block(
-                    width,
-                    heads=config.heads,
-                    mlp_width=config.mlp_width,
-                    depth=config.layers,
-                    activation=activation,
-                    causal=True,
-                    compute=compute,
-                    rngs=rngs,
-                )
-                for _ in range(config.layers)
-            ]
+        self.blocks = build_blocks(
+            config, activation=activation, causal=True, compute=compute, rngs=rngs
         )
         self.ln_final = layer_norm(width, compute, rngs)
         self.text_projection = normal((width, out_features), width**-0.5)

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from ccafl_jax import numerics
+from ccafl_jax.models.clip.config import TextConfig, ViTConfig
 from ccafl_jax.models.layers import Compute, Linear
 
 
@@ -74,6 +75,32 @@ class Block(nnx.Module):
         weight = jax.nn.softmax(logits, axis=-1).astype(x.dtype)
         mixed = jnp.einsum("nhqk,nkhd->nqhd", weight, value, precision=precision)
         return self.out_proj(mixed.reshape(n, length, width))
+
+
+def build_blocks(
+    config: TextConfig | ViTConfig,
+    *,
+    activation: str,
+    causal: bool,
+    compute: Compute,
+    rngs: nnx.Rngs,
+) -> nnx.List:
+    """The blocks of a tower, from the first to the last."""
+    return nnx.List(
+        [
+            Block(
+                config.width,
+                heads=config.heads,
+                mlp_width=config.mlp_width,
+                depth=config.layers,
+                activation=activation,
+                causal=causal,
+                compute=compute,
+                rngs=rngs,
+            )
+            for _ in range(config.layers)
+        ]
+    )
 
 
 def activate(x: jax.Array, *, kind: str) -> jax.Array:

@@ -10,7 +10,7 @@ from flax import nnx
 
 from ccafl_jax import numerics
 from ccafl_jax.models.clip.config import ViTConfig
-from ccafl_jax.models.clip.transformer import Block, layer_norm
+from ccafl_jax.models.clip.transformer import build_blocks, layer_norm
 from ccafl_jax.models.layers import Compute, apply_block
 
 
@@ -44,20 +44,8 @@ class VisionTransformer(nnx.Module):
         self.class_embedding = normal(width)
         self.positional_embedding = normal(1 + config.grid[0] * config.grid[1], width)
         self.ln_pre = layer_norm(width, compute, rngs)
-        self.blocks = nnx.List(
-            [
-                Block(
-                    width,
-                    heads=config.heads,
-                    mlp_width=config.mlp_width,
-                    depth=config.layers,
-                    activation=activation,
-                    causal=False,
-                    compute=compute,
-                    rngs=rngs,
-                )
-                for _ in range(config.layers)
-            ]
+        self.blocks = build_blocks(
+            config, activation=activation, causal=False, compute=compute, rngs=rngs
         )
         self.ln_post = layer_norm(width, compute, rngs)
         self.proj = normal(width, out_features)
