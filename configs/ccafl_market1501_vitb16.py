@@ -27,6 +27,7 @@ def get_config() -> ConfigDict:
     """All options, with CLIP-ReID's settings for ViT-B/16."""
     config = ConfigDict(dataclasses.asdict(CCAFLConfig()))
     config.augment.mean = config.augment.std = (0.5, 0.5, 0.5)
+    config.model.tower = "vit"
     config.prompts.epochs = 120
     config.optimizer.base_lr = 5e-6
     config.optimizer.weight_decay = 1e-4

@@ -13,6 +13,7 @@ from ccafl_jax.deploy import manifest
 from ccafl_jax.deploy.bundle import ModelBundle
 from ccafl_jax.deploy.forward import abstract_model, check_arrays
 from ccafl_jax.models.reid import ReIDConfig
+from ccafl_jax.training.description import read_description
 from ccafl_jax.training.state import merge_model, split_model
 
 ARRAYS = "arrays"
@@ -59,25 +60,45 @@ def read_archive(folder: pathlib.Path) -> ModelBundle:
       FileNotFoundError: the manifest or a file is missing.
       ValueError: a file was changed, or manifest and arrays do not belong together.
     """
-    about = manifest.verify(folder)
-    readers = {"orbax": _read_orbax, "safetensors": _read_safetensors}
+    about = manifest.read(folder)
+    readers = {"orbax": (_read_orbax, ARRAYS), "safetensors": (_read_safetensors, WEIGHTS)}
     if about.get("kind") not in readers:
         raise ValueError(
             f"{folder} is a {about.get('kind')!r} export, not an archive; name the folder of an "
             "orbax or safetensors export"
         )
-    model, preprocess = manifest.read_config(about)
-    params, batch_stats = readers[about["kind"]](folder, model)
+    reader, need = readers[about["kind"]]
+    manifest.verify(folder, needs=(need,))
+    model, preprocess = read_description(about, str(folder / manifest.NAME))
+    params, batch_stats = reader(folder, model)
+    inputs = about.get("inputs") or {}
     return ModelBundle(
         model=model,
         preprocess=preprocess,
         params=params,
         batch_stats=batch_stats,
-        recipe=about["recipe"],
-        metrics=about["metrics"],
-        source=about["source"],
-        camera_codes=tuple(about["inputs"].get("cameras", {}).get("codes", ())),
+        recipe=about.get("recipe") or {},
+        metrics=about.get("metrics") or {},
+        source=about.get("source", str(folder)),
+        camera_codes=tuple(inputs.get("cameras", {}).get("codes", ())),
     )
+
+
+def check_same(bundle: ModelBundle, again: ModelBundle, kind: str) -> None:
+    """Fails unless two models hold the same arrays, bit for bit.
+
+    Raises:
+      ValueError: naming the first array that differs.
+    """
+    for name in ("params", "batch_stats"):
+        left, right = getattr(bundle, name), getattr(again, name)
+        for path in sorted(left.keys() | right.keys()):
+            same = path in left and path in right
+            if not same or np.asarray(left[path]).tobytes() != np.asarray(right[path]).tobytes():
+                raise ValueError(
+                    f"the {kind} archive does not hold {path} as the model has it; nothing was "
+                    "written"
+                )
 
 
 def _read_orbax(folder: pathlib.Path, config: ReIDConfig) -> tuple[dict, dict]:

@@ -1,35 +1,10 @@
 """A trained model as data: what every form in which a model leaves is made from."""
 
 import dataclasses
-from collections.abc import Mapping
 
 from ccafl_jax.models.reid import ReIDConfig
+from ccafl_jax.training.description import Preprocess
 from ccafl_jax.training.state import FlatDict
-
-
-@dataclasses.dataclass(frozen=True)
-class Preprocess:
-    """From an image file to the input of a model.
-
-    Attributes:
-      height, width: pixels after resizing with PIL's bicubic filter.
-      mean, std: by channel, of pixels scaled to 0..1.
-    """
-
-    height: int
-    width: int
-    mean: tuple[float, ...]
-    std: tuple[float, ...]
-
-    def to_json(self) -> dict:
-        """As JSON values."""
-        values = dataclasses.asdict(self)
-        return values | {"mean": list(self.mean), "std": list(self.std), "resample": "bicubic"}
-
-    @classmethod
-    def from_json(cls, raw: Mapping) -> "Preprocess":
-        """Inverse of `to_json`."""
-        return cls(raw["height"], raw["width"], tuple(raw["mean"]), tuple(raw["std"]))
 
 
 @dataclasses.dataclass(frozen=True)

@@ -9,9 +9,10 @@ import jax
 import numpy as np
 from tqdm import tqdm
 
-from ccafl_jax.deploy.bundle import ModelBundle, Preprocess
+from ccafl_jax.deploy.bundle import ModelBundle
 from ccafl_jax.deploy.forward import all_arrays, compiled_embed
 from ccafl_jax.deploy.images import as_list, read_images
+from ccafl_jax.training.description import Preprocess
 from ccafl_jax.training.sharding import make_mesh, replicate, shard_rows
 
 _WATCHED = 20  # batches from which on a bar is shown

@@ -1,20 +1,12 @@
 """Figures of a trained model on a test set."""
 
-import sys
-
-import jax
-import jax.numpy as jnp
 import numpy as np
-from flax import nnx
 
 from ccafl_jax.data.market1501 import load_market1501
 from ccafl_jax.data.records import ReIDDataset
-from ccafl_jax.data.sources import load_images
 from ccafl_jax.deploy.bundle import ModelBundle
-from ccafl_jax.deploy.forward import abstract_model
-from ccafl_jax.models.layers import Compute
-from ccafl_jax.training.features import feature_extractor, query_then_gallery, score
-from ccafl_jax.training.sharding import make_mesh, replicate
+from ccafl_jax.deploy.embedder import Embedder
+from ccafl_jax.training.features import query_then_gallery, score
 
 
 def evaluate_bundle(
@@ -41,47 +33,11 @@ def evaluate_bundle(
     if not root:
         raise ValueError(f"{bundle.source} names no data set: pass --root DIR")
     dataset = load_market1501(root, for_training=False)
-    preprocess = bundle.preprocess
     paths = np.concatenate([dataset.query.path, dataset.gallery.path])
-    watched = sys.stderr.isatty()  # no bar in log files
-    images = load_images(paths, preprocess.height, preprocess.width, progress=watched)
-    cameras = camera_rows(bundle, dataset)[query_then_gallery(dataset)[1]]
-    features = extract_features(bundle, images, cameras, batch=batch, compute_dtype=compute_dtype)
-    return score(features, dataset, no_match=no_match)
-
-
-def extract_features(
-    bundle: ModelBundle,
-    images: np.ndarray,
-    cameras: np.ndarray,
-    *,
-    batch: int = 128,
-    compute_dtype: str = "float32",
-) -> jax.Array:
-    """Retrieval features on all devices: uint8[n, height, width, 3] -> float32[n, dim].
-
-    Args:
-      bundle: the model.
-      images: of its size.
-      cameras: int[n]; read by models with a camera embedding only.
-      batch: images a call of the encoder.
-      compute_dtype: dtype inside the encoder.
-    """
-    compute = Compute(dtype=jnp.dtype(compute_dtype))
-    abstract = abstract_model(bundle.model, compute=compute)
-    graphdef = nnx.split(abstract, nnx.Param, nnx.BatchStat)[0]
-    mesh = make_mesh()
-    params, batch_stats = replicate((bundle.params, bundle.batch_stats), mesh)
-    extract = feature_extractor(
-        graphdef,
-        "embed",
-        mean=bundle.preprocess.mean,
-        std=bundle.preprocess.std,
-        batch=batch,
-        mesh=mesh,
-        description="features",
-    )
-    return extract(params, batch_stats, images, cameras)
+    camid = query_then_gallery(dataset)[1]
+    cameras = camera_rows(bundle, dataset)[camid] if bundle.model.heads.cameras else None
+    model = Embedder(bundle, batch=batch, compute_dtype=compute_dtype, devices=0)
+    return score(model.embed(list(paths), cameras), dataset, no_match=no_match)
 
 
 def camera_rows(bundle: ModelBundle, dataset: ReIDDataset) -> np.ndarray:
@@ -90,15 +46,17 @@ def camera_rows(bundle: ModelBundle, dataset: ReIDDataset) -> np.ndarray:
     Cameras are matched by the numbers that data sets write, so a folder that lacks some of them
     still meets the right rows.
 
+    Args:
+      bundle: a model with a camera embedding.
+      dataset: read from a folder.
+
     Returns:
-      int32[cameras of the data set]; zeros for a model without a camera embedding.
+      int32[cameras of the data set].
 
     Raises:
       ValueError: a camera that the model does not know.
     """
     count = bundle.model.heads.cameras
-    if not count:
-        return np.zeros(len(dataset.camera_codes), np.int32)
     known = list(bundle.camera_codes) or list(range(1, count + 1))
     unknown = sorted(set(dataset.camera_codes) - set(known))
     if unknown:

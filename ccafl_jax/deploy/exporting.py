@@ -12,12 +12,12 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 
 from ccafl_jax.deploy import manifest
-from ccafl_jax.deploy.archive import write_orbax, write_safetensors
+from ccafl_jax.deploy.archive import check_same, write_orbax, write_safetensors
 from ccafl_jax.deploy.bundle import ModelBundle
 from ccafl_jax.deploy.embedder import Embedder
 from ccafl_jax.deploy.forward import DTYPES
 from ccafl_jax.deploy.images import as_list
-from ccafl_jax.deploy.loading import KINDS, load
+from ccafl_jax.deploy.loading import ARCHIVES, KINDS, load, load_bundle
 from ccafl_jax.deploy.onnx import write_onnx
 from ccafl_jax.deploy.parity import check_parity
 from ccafl_jax.deploy.stablehlo import write_stablehlo
@@ -51,10 +51,12 @@ def export_model(
     dtype: str = "float32",
     overwrite: bool = False,
 ) -> list[Exported]:
-    """Writes a model in several formats; `out` appears only when all of them passed the gate.
+    """Writes a model in several formats; they appear in `out` only when all passed the gate.
 
     Every format is loaded as a user loads it and embeds `images`; its features are compared with
-    those of the model in float32 at HIGHEST. A model with cameras meets all of them in turn.
+    those of the model in float32 at HIGHEST. A model with cameras meets all of them in turn. Of
+    archives every array is compared too, bit for bit. Other formats of the same model that are in
+    `out` stay.
 
     Args:
       bundle: the model.
@@ -63,10 +65,10 @@ def export_model(
       formats: of "orbax", "safetensors", "stablehlo" and "onnx".
       dtype: arithmetic of the StableHLO function: "float32" or "bfloat16". Archives keep float32
         arrays and ONNX computes in float32.
-      overwrite: replace an older export at `out`.
+      overwrite: replace formats that are in `out`.
 
     Raises:
-      FileExistsError: `out` exists.
+      FileExistsError: `out` holds a format already, another model, or something else.
       ValueError: no images, an unknown format or dtype, or a format that fails the gate.
     """
     out = pathlib.Path(out)
@@ -84,16 +86,21 @@ def export_model(
         "stablehlo": functools.partial(write_stablehlo, compute_dtype=dtype),
         "onnx": write_onnx,
     }
-    with _replacing(out, overwrite=overwrite) as partial:
-        batch = min(len(images), 64)
-        model = Embedder(bundle, batch=batch)
-        cameras = np.arange(len(images)) % model.cameras if model.cameras else None
-        reference = model.embed(images, cameras)
-        result = []
-        for kind in dict.fromkeys(formats):
-            folder = partial / kind
-            folder.mkdir()
+    formats = list(dict.fromkeys(formats))
+    _check_out(out, bundle, formats, overwrite=overwrite)
+    batch = min(len(images), 64)
+    model = Embedder(bundle, batch=batch)
+    cameras = None
+    if model.cameras:  # every camera occurs, whatever the number of images
+        cameras = np.arange(max(len(images), model.cameras)) % model.cameras
+        images = [images[i % len(images)] for i in range(len(cameras))]
+    reference = model.embed(images, cameras)
+    result = []
+    with _folders(out, formats) as folders:
+        for kind, folder in folders.items():
             writers[kind](folder, bundle)
+            if kind in ARCHIVES:  # features do not depend on every array
+                check_same(bundle, load_bundle(folder), kind)
             used = dtype if kind == "stablehlo" else "float32"
             found = load(folder, batch=batch).embed(images, cameras)
             cosine = check_parity(kind, reference, found, dtype=used)
@@ -101,39 +108,72 @@ def export_model(
     return result
 
 
+def _check_out(
+    out: pathlib.Path, bundle: ModelBundle, formats: Sequence[str], *, overwrite: bool
+) -> None:
+    """Fails where `out` cannot receive these formats.
+
+    Raises:
+      FileExistsError: it holds one of them, something else, or another model.
+    """
+    if not out.exists():
+        return
+    entries = list(out.iterdir()) if out.is_dir() else [out]
+    if not all(e.name in KINDS and (e / manifest.NAME).is_file() for e in entries):
+        raise FileExistsError(
+            f"{out} holds other things than an export and is left alone; choose another --out"
+        )
+    there = [entry.name for entry in entries]
+    if set(there) & set(formats) and not overwrite:
+        raise FileExistsError(
+            f"{out} holds {sorted(set(there) & set(formats))} already; choose another --out, or "
+            "pass --overwrite"
+        )
+    mine = manifest.fingerprint(bundle)
+    others = [k for k in there if k not in formats]
+    foreign = [k for k in others if manifest.read(out / k).get("fingerprint") != mine]
+    if foreign:
+        raise FileExistsError(
+            f"{out} holds {foreign} of another model; choose another --out, or remove them first"
+        )
+
+
 @contextlib.contextmanager
-def _replacing(out: pathlib.Path, *, overwrite: bool) -> Iterator[pathlib.Path]:
-    """A folder beside `out` that takes its place at the end, or vanishes on any error."""
-    if out.exists():
-        if not overwrite:
-            raise FileExistsError(f"{out} exists; choose another --out, or pass --overwrite")
-        if not _is_export(out):
-            raise FileExistsError(
-                f"{out} holds other things than an export and is left alone; choose another --out"
-            )
+def _folders(out: pathlib.Path, formats: Sequence[str]) -> Iterator[dict[str, pathlib.Path]]:
+    """A folder a format, beside `out`; they move into it at the end, or vanish on any error.
+
+    Other formats in `out` stay. What a format replaces is removed when all have moved.
+    """
     out.parent.mkdir(parents=True, exist_ok=True)
     partial = pathlib.Path(tempfile.mkdtemp(prefix=f"{out.name}.partial-", dir=out.parent))
-    old = partial.with_name(partial.name.replace(".partial-", ".old-"))
+    old = partial / "replaced"
+    moved, made = [], not out.exists()
     try:
         umask = os.umask(0)
         os.umask(umask)
-        partial.chmod(0o777 & ~umask)  # mkdtemp makes folders that only their owner may read
-        yield partial
-        if out.exists():
-            out.rename(old)
-        partial.rename(out)
-        shutil.rmtree(old, ignore_errors=True)
+        folders = {kind: partial / kind for kind in formats}
+        for folder in folders.values():
+            folder.mkdir()
+        old.mkdir()
+        yield folders
+        out.mkdir(exist_ok=True, mode=0o777 & ~umask)  # mkdtemp's are for their owner only
+        for kind, folder in folders.items():
+            if (out / kind).exists():
+                (out / kind).rename(old / kind)
+            folder.rename(out / kind)
+            moved.append(kind)
     except BaseException:
-        if old.exists():
-            old.rename(out)
-        shutil.rmtree(partial, ignore_errors=True)
+        for kind in formats:
+            replaced = (old / kind).exists()
+            if replaced or kind in moved:
+                shutil.rmtree(out / kind, ignore_errors=True)
+            if replaced:
+                (old / kind).rename(out / kind)
+        if made and out.is_dir():
+            out.rmdir()
         raise
-
-
-def _is_export(folder: pathlib.Path) -> bool:
-    return folder.is_dir() and all(
-        entry.name in KINDS and (entry / manifest.NAME).is_file() for entry in folder.iterdir()
-    )
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
 
 
 def _size(folder: pathlib.Path) -> int:

@@ -8,9 +8,10 @@ import jax.numpy as jnp
 from flax import nnx
 
 from ccafl_jax.data.augment import normalize
-from ccafl_jax.deploy.bundle import ModelBundle, Preprocess
+from ccafl_jax.deploy.bundle import ModelBundle
 from ccafl_jax.models.layers import Compute
 from ccafl_jax.models.reid import CLIPReID, ReIDConfig, build_reid
+from ccafl_jax.training.description import Preprocess
 from ccafl_jax.training.state import FlatDict, merge_model
 
 DTYPES = ("float32", "bfloat16")

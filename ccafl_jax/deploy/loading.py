@@ -8,6 +8,7 @@ from ccafl_jax.deploy.bundle import ModelBundle
 from ccafl_jax.deploy.embedder import Embedder, ImageEmbedder
 from ccafl_jax.deploy.onnx import load_onnx
 from ccafl_jax.deploy.run_folder import read_run
+from ccafl_jax.training.description import read_description
 
 KINDS = ("orbax", "safetensors", "stablehlo", "onnx")
 """Kinds of exported folders, in the order in which they are preferred."""
@@ -41,13 +42,13 @@ def load(
             compute_dtype=compute_dtype or "float32",
             devices=devices,
         )
-    about = manifest.verify(folder)
+    about = manifest.read(folder)
     if compute_dtype not in (None, about["dtype"]) or devices != 1:
         raise ValueError(
             f"{folder} is a function exported in {about['dtype']} for one device; load an orbax "
             "or safetensors archive for other arithmetic or more devices"
         )
-    model, preprocess = manifest.read_config(about)
+    model, preprocess = read_description(about, str(folder / manifest.NAME))
     step = load_onnx(folder) if about["kind"] == "onnx" else standalone.load(folder)
     return ImageEmbedder(
         step,

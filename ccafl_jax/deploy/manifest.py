@@ -8,9 +8,10 @@ import pathlib
 import platform
 from collections.abc import Sequence
 
+import numpy as np
+
 from ccafl_jax import __version__
-from ccafl_jax.deploy.bundle import ModelBundle, Preprocess
-from ccafl_jax.models.reid import ReIDConfig
+from ccafl_jax.deploy.bundle import ModelBundle
 
 FORMAT = 1
 NAME = "manifest.json"
@@ -31,6 +32,7 @@ def describe(
     return {
         "format": FORMAT,
         "kind": kind,
+        "fingerprint": fingerprint(bundle),
         "model": bundle.model.to_json(),
         "preprocess": bundle.preprocess.to_json(),
         "inputs": input_signature(bundle),
@@ -66,6 +68,19 @@ def input_signature(bundle: ModelBundle) -> dict:
         "images": images,
         "cameras": {"dtype": "int32", "shape": ["b"], "below": cameras, "codes": codes},
     }
+
+
+def fingerprint(bundle: ModelBundle) -> str:
+    """sha256 over the sizes, the preprocessing and every array of a model."""
+    digest = hashlib.sha256()
+    sizes = [bundle.model.to_json(), bundle.preprocess.to_json()]
+    digest.update(json.dumps(sizes, sort_keys=True).encode())
+    for arrays in (bundle.params, bundle.batch_stats):
+        for path in sorted(arrays):
+            value = np.asarray(arrays[path], order="C")
+            digest.update(f"{path} {value.dtype} {value.shape}".encode())
+            digest.update(value.tobytes())
+    return digest.hexdigest()
 
 
 def write(folder: pathlib.Path, description: dict) -> None:
@@ -104,15 +119,24 @@ def read(folder: str | pathlib.Path) -> dict:
     return manifest
 
 
-def verify(folder: str | pathlib.Path) -> dict:
+def verify(folder: str | pathlib.Path, *, needs: Sequence[str] = ()) -> dict:
     """Reads a manifest and checks every file against it.
+
+    Args:
+      folder: that was exported.
+      needs: files, or folders with files, that must be listed.
 
     Raises:
       FileNotFoundError: no manifest there, or a file that it lists is missing.
-      ValueError: as `read`; or a file is not what was written.
+      ValueError: as `read`; or a file is not listed, or not what was written.
     """
     folder = pathlib.Path(folder)
     manifest = read(folder)
+    for need in needs:
+        if not any(name == need or name.startswith(f"{need}/") for name in manifest["files"]):
+            raise ValueError(
+                f"{folder / NAME} does not list {need}, which cannot be checked then: export again"
+            )
     for name, entry in manifest["files"].items():
         file = folder / name
         if not file.is_file():
@@ -123,21 +147,6 @@ def verify(folder: str | pathlib.Path) -> dict:
                 "it again or export again"
             )
     return manifest
-
-
-def read_config(manifest: dict) -> tuple[ReIDConfig, Preprocess]:
-    """The model and the preprocessing that a manifest describes.
-
-    Raises:
-      ValueError: a field is missing or of another version.
-    """
-    try:
-        return (
-            ReIDConfig.from_json(manifest["model"]),
-            Preprocess.from_json(manifest["preprocess"]),
-        )
-    except (KeyError, TypeError, ValueError) as error:
-        raise ValueError(f"the manifest describes no model of this version ({error})") from None
 
 
 def _versions(packages: Sequence[str]) -> dict[str, str]:

@@ -56,12 +56,14 @@ def load_onnx(folder: pathlib.Path) -> Callable[[np.ndarray, np.ndarray | None],
     """The function of an exported folder, run by onnxruntime on the CPU.
 
     Raises:
+      FileNotFoundError, ValueError: a file is missing or was changed.
       ImportError: without the extra.
     """
     try:
         import onnxruntime
     except ImportError as error:
         raise ImportError(_INSTALL) from error
+    manifest.verify(folder, needs=(MODEL,))
     session = onnxruntime.InferenceSession(str(folder / MODEL), providers=["CPUExecutionProvider"])
 
     def run(images: np.ndarray, cameras: np.ndarray | None) -> np.ndarray:

@@ -11,9 +11,9 @@ from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 
-from ccafl_jax.deploy.bundle import Preprocess
 from ccafl_jax.models.clip.config import ACTIVATIONS, ResNetConfig, VisionConfig, ViTConfig
 from ccafl_jax.models.reid import HeadConfig, ReIDConfig
+from ccafl_jax.training.description import Preprocess
 
 TOWER = "image_encoder."
 CAMERA_SCALE = 1.0

@@ -2,17 +2,9 @@
 
 import pathlib
 
-from ccafl_jax.deploy.bundle import ModelBundle, Preprocess
-from ccafl_jax.models.reid import ReIDConfig
+from ccafl_jax.deploy.bundle import ModelBundle
 from ccafl_jax.training.checkpoints import Checkpoints
-
-FORMAT = 2
-"""Of the description beside the arrays; written with every checkpoint."""
-
-
-def describe_model(model: ReIDConfig, preprocess: Preprocess) -> dict:
-    """What a checkpoint says of its image model, as JSON values."""
-    return {"format": FORMAT, "model": model.to_json(), "preprocess": preprocess.to_json()}
+from ccafl_jax.training.description import check_format, describe_model, read_description
 
 
 def read_run(workdir: pathlib.Path, *, number: int | None = None) -> ModelBundle:
@@ -20,25 +12,32 @@ def read_run(workdir: pathlib.Path, *, number: int | None = None) -> ModelBundle
 
     Raises:
       FileNotFoundError: no checkpoint there.
-      ValueError: a checkpoint of another format.
+      ValueError: a checkpoint of another format, or a damaged one.
     """
     folder = pathlib.Path(workdir) / "checkpoints"
     if not folder.is_dir():
         raise FileNotFoundError(f"{folder} does not exist: train first, or check --workdir")
     checkpoints = Checkpoints(folder)
     number = checkpoints.latest() if number is None else number
-    meta = checkpoints.restore_meta(number)
-    if meta.get("format") != FORMAT:
+    try:
+        meta = checkpoints.restore_meta(number)
+        state = checkpoints.restore(number)
+    except FileNotFoundError:
+        raise
+    except Exception as error:  # Orbax and its stores raise many kinds
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0][:200]
         raise ValueError(
-            f"{folder} holds checkpoints of format {meta.get('format')}, this version reads "
-            f"{FORMAT}: train again"
-        )
-    state = checkpoints.restore(number)
-    checkpoints.close()
+            f"checkpoint {number} in {folder} cannot be read ({reason}): it is damaged; copy it "
+            "again, or choose an earlier one"
+        ) from error
+    finally:
+        checkpoints.close()
+    check_format(meta, str(folder))
+    model, preprocess = read_description(meta, str(folder))
     stages = meta.get("progress", {}).get("stages", [])
     return ModelBundle(
-        model=ReIDConfig.from_json(meta["model"]),
-        preprocess=Preprocess.from_json(meta["preprocess"]),
+        model=model,
+        preprocess=preprocess,
         params=dict(state["params"]),
         batch_stats=dict(state["batch_stats"]),
         recipe={"method": meta["method"], "config": meta["config"]},

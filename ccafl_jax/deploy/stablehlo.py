@@ -8,6 +8,7 @@ constants they would be compiled into every program. `embed.py` in the folder lo
 import datetime
 import importlib.metadata
 import pathlib
+import re
 import shutil
 
 import jax
@@ -61,36 +62,36 @@ def write_stablehlo(
     manifest.write(folder, about)
 
 
-def compatibility(
-    *, jaxlib: str | None = None, today: datetime.date | None = None
-) -> dict[str, str]:
+def compatibility(*, jaxlib: str | None = None) -> dict[str, str]:
     """Which releases of JAX read an export of today.
 
     What counts is the day on which the exporting jaxlib was released, not the day of the export.
 
     Args:
       jaxlib: version; None means the installed one.
-      today: for a version that is not in `RELEASED`: it is no newer than that.
 
     Returns:
       `usable_until` and `usable_from`: releases of JAX between these days are promised to read
       the export, and the exporting release itself reads it at any time. `counted_from` says which
-      day was taken.
+      day was taken: for a version that is not in `RELEASED` that of the newest one before it, so
+      that nothing is promised in excess.
     """
     jaxlib = jaxlib or importlib.metadata.version("jaxlib")
-    today = today or datetime.datetime.now(datetime.UTC).date()
-    released = RELEASED.get(jaxlib)
-    day = datetime.date.fromisoformat(released) if released else today
-    release = f"the release of jaxlib {jaxlib}"
+    before = [v for v in RELEASED if _numbers(v) <= _numbers(jaxlib)] or [min(RELEASED)]
+    counted = max(before, key=_numbers)
+    day = datetime.date.fromisoformat(RELEASED[counted])
+    about = "" if counted == jaxlib else f", the newest known that is not after {jaxlib}"
     return {
         "jax": jax.__version__,
         "jaxlib": jaxlib,
-        "counted_from": f"{release}, {day}"
-        if released
-        else f"the export, {day}; {release} is older, so the window ends earlier",
+        "counted_from": f"the release of jaxlib {counted}, {day}{about}",
         "usable_from": str(day - FORWARD),
         "usable_until": str(day + BACKWARD),
     }
+
+
+def _numbers(version: str) -> tuple[int, ...]:
+    return tuple(map(int, re.findall(r"\d+", version)))
 
 
 def _lower(bundle: ModelBundle, compute_dtype: str) -> "jax.export.Exported":

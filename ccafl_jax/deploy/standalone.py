@@ -28,11 +28,17 @@ def load(folder: str | pathlib.Path = pathlib.Path(__file__).parent) -> Callable
       `embed(images: uint8[b, height, width, 3], cameras: int32[b] | None) -> float32[b, features]`.
 
     Raises:
+      FileNotFoundError: a file of the manifest is missing.
       ValueError: a damaged file, or a JAX that cannot read the model.
     """
     folder = pathlib.Path(folder)
     manifest = json.loads((folder / "manifest.json").read_text())
-    for name, entry in manifest["files"].items():
+    files = manifest["files"]
+    if not {"embed.stablehlo", "weights.npz"} <= files.keys():
+        raise ValueError(f"{folder / 'manifest.json'} does not list the model: export again")
+    for name, entry in files.items():
+        if not (folder / name).is_file():
+            raise FileNotFoundError(f"{folder / name} is missing: copy it again")
         with (folder / name).open("rb") as file:
             digest = hashlib.file_digest(file, "sha256").hexdigest()
         if digest != entry["sha256"]:

@@ -166,6 +166,17 @@ def _read(tensors: Mapping, name: str, shape: tuple[int, ...] | None) -> np.ndar
     value = np.asarray(tensors[name])
     if shape is not None and value.shape != shape:
         raise ValueError(_misshapen(tensors, name, value.shape, shape))
+    if not jnp.issubdtype(value.dtype, jnp.floating):
+        raise ValueError(
+            f"{where(tensors, name)} is of {value.dtype}, expected floating-point numbers; the "
+            "file holds no weights of this model"
+        )
+    if value.dtype.itemsize > 4:  # beyond the range of float32 there would be infinities
+        limit = np.finfo(np.float32).max
+        if np.any(np.abs(value) > limit):
+            raise ValueError(
+                f"{where(tensors, name)} holds values beyond {limit:.1e}; fetch it again"
+            )
     return raised(value)
 
 

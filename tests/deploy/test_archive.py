@@ -71,3 +71,25 @@ def test_a_function_is_no_archive(tmp_path):
     (tmp_path / "manifest.json").write_text('{"format": 1, "files": {}, "kind": "stablehlo"}')
     with pytest.raises(ValueError, match="'stablehlo' export, not an archive"):
         read_archive(tmp_path)
+
+
+@pytest.mark.parametrize("form", WRITERS)
+def test_a_manifest_that_lists_nothing_proves_nothing(tmp_path, form):
+    WRITERS[form](tmp_path, tiny.bundle("vit"))
+    about = json.loads((tmp_path / "manifest.json").read_text())
+    (tmp_path / "manifest.json").write_text(json.dumps(about | {"files": {}}))
+    with pytest.raises(ValueError, match="which cannot be checked then"):
+        read_archive(tmp_path)
+
+
+def test_a_manifest_without_its_description(tmp_path):
+    write_orbax(tmp_path, tiny.bundle("vit"))
+    about = json.loads((tmp_path / "manifest.json").read_text())
+    for key in ("recipe", "metrics", "inputs", "source"):
+        del about[key]
+    (tmp_path / "manifest.json").write_text(json.dumps(about))
+    assert read_archive(tmp_path).recipe == {}
+    del about["preprocess"]
+    (tmp_path / "manifest.json").write_text(json.dumps(about))
+    with pytest.raises(ValueError, match=r"manifest\.json describes no model .*preprocess"):
+        read_archive(tmp_path)

@@ -1,11 +1,15 @@
 import dataclasses
+import shutil
 import types
 
 import numpy as np
 import pytest
+from PIL import Image
 
+from ccafl_jax.deploy import evaluate
 from ccafl_jax.deploy.archive import read_archive, write_orbax
-from ccafl_jax.deploy.evaluate import camera_rows, extract_features
+from ccafl_jax.deploy.embedder import Embedder
+from ccafl_jax.deploy.evaluate import camera_rows
 from ccafl_jax.deploy.run_folder import read_run, write_run
 from tests.deploy import tiny
 
@@ -22,7 +26,6 @@ def test_cameras_are_matched_by_their_numbers():
         camera_rows(bundle, dataset(1, 3))
     unnamed = dataclasses.replace(bundle, camera_codes=())  # as converted models are
     np.testing.assert_array_equal(camera_rows(unnamed, dataset(1, 3)), [0, 2])
-    np.testing.assert_array_equal(camera_rows(tiny.bundle("resnet"), dataset(7, 9)), [0, 0])
 
 
 def test_what_is_written_comes_back(tmp_path):
@@ -38,12 +41,58 @@ def test_what_is_written_comes_back(tmp_path):
         write_run(tmp_path / "run", bundle)
 
 
-def test_features_use_the_camera_of_each_image():
-    bundle, images = tiny.bundle("vit"), tiny.pixels(6)
-    cameras = np.arange(6) % 3
-    one = extract_features(bundle, images, cameras)
-    np.testing.assert_allclose(np.linalg.norm(one, axis=1), 1, atol=1e-5)
-    other = np.asarray(extract_features(bundle, images, np.array([0, 1, 0, 0, 1, 0])))
-    np.testing.assert_allclose(other[[0, 1, 3, 4]], one[np.array([0, 1, 3, 4])], atol=1e-6)
-    assert np.abs(other[[2, 5]] - one[np.array([2, 5])]).min(axis=1).max() < 1
-    assert (np.abs(other[[2, 5]] - one[np.array([2, 5])]).max(axis=1) > 1e-3).all()
+@pytest.fixture
+def folder(tmp_path):
+    """A test set under cameras 2 and 5 of a model that knows 1, 2 and 5."""
+    for split in ("bounding_box_train", "query", "bounding_box_test"):
+        (tmp_path / split).mkdir()
+    names = [(pid, camera, number) for pid in (1, 2, 3) for camera in (2, 5) for number in (1, 2)]
+    for (pid, camera, number), pixels in zip(names, tiny.pixels(len(names)), strict=True):
+        split = "query" if number == 1 else "bounding_box_test"
+        path = tmp_path / split / f"{pid:04}_c{camera}s1_{number:06}_00.png"
+        Image.fromarray(pixels).save(path)
+        shutil.copy(path, tmp_path / "bounding_box_train")
+    return tmp_path
+
+
+def test_evaluation_meets_the_rows_of_its_cameras(folder, monkeypatch):
+    bundle, taken = tiny.bundle("vit"), {}
+
+    def score(features, dataset, **options):
+        taken.update(features=features, dataset=dataset, options=options)
+        return {"mAP": 0.5}
+
+    monkeypatch.setattr(evaluate, "score", score)
+    result = evaluate.evaluate_bundle(bundle, root=str(folder), batch=4, no_match="zero")
+    assert result == {"mAP": 0.5} and taken["options"] == {"no_match": "zero"}
+    dataset = taken["dataset"]
+    assert dataset.camera_codes == (2, 5)
+    paths = [*dataset.query.path, *dataset.gallery.path]
+    camid = np.concatenate([dataset.query.camid, dataset.gallery.camid])
+    model = Embedder(bundle, batch=4)
+    np.testing.assert_allclose(taken["features"], model.embed(paths, camid + 1), atol=1e-6)
+    assert np.abs(taken["features"] - model.embed(paths, camid)).max() > 1e-3
+
+
+def test_nothing_to_evaluate_on(folder):
+    with pytest.raises(ValueError, match="a test names no data set: pass --root"):
+        evaluate.evaluate_bundle(tiny.bundle("vit"))
+
+
+@pytest.mark.parametrize("damage", ["arrays", "meta", "model"])
+def test_a_damaged_run_folder_takes_one_line(tmp_path, damage):
+    write_run(tmp_path, tiny.bundle("vit"))
+    checkpoint = tmp_path / "checkpoints" / "0"
+    if damage == "arrays":
+        for path in (checkpoint / "state").rglob("*"):
+            if path.is_file() and path.stat().st_size > 4000:
+                path.write_bytes(path.read_bytes()[:1000])
+    else:
+        path = checkpoint / "meta" / "metadata"
+        raw = path.read_text()
+        text = raw[:50] if damage == "meta" else raw.replace('"width"', '"breadth"')
+        path.write_text(text)
+    message = "cannot be read" if damage != "model" else "describes no model of this version"
+    with pytest.raises(ValueError, match=message) as error:
+        read_run(tmp_path)
+    assert "\n" not in str(error.value) and str(tmp_path) in str(error.value)

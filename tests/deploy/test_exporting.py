@@ -1,4 +1,5 @@
 import dataclasses
+import pathlib
 
 import numpy as np
 import pytest
@@ -6,7 +7,8 @@ import pytest
 from ccafl_jax.deploy import exporting, manifest
 from ccafl_jax.deploy.archive import read_archive, write_orbax
 from ccafl_jax.deploy.exporting import export_model
-from ccafl_jax.deploy.loading import load
+from ccafl_jax.deploy.loading import load, load_bundle
+from ccafl_jax.deploy.stablehlo import write_stablehlo
 from tests.deploy import tiny
 
 KINDS = ["orbax", "safetensors", "stablehlo"]
@@ -45,13 +47,14 @@ def test_bfloat16_is_the_function_only(tmp_path):
     assert 0.999 < rows[1].cosine < 0.9999999
 
 
-def with_other_weight(write):
-    """A writer that spoils one array on its way."""
+def with_other_weight(write, path="visual/proj", row=slice(None)):
+    """A writer that spoils one array, or some rows of it, on its way."""
 
-    def spoiled(folder, bundle):
+    def spoiled(folder, bundle, **options):
         params = dict(bundle.params)
-        params["visual/proj"] = params["visual/proj"][::-1].copy()
-        write(folder, dataclasses.replace(bundle, params=params))
+        params[path] = params[path].copy()
+        params[path][row] = -params[path][row] - 9
+        write(folder, dataclasses.replace(bundle, params=params), **options)
 
     return spoiled
 
@@ -62,10 +65,27 @@ def export_orbax(out, **options):
     )
 
 
-def test_a_wrong_weight_fails_and_leaves_nothing(tmp_path, monkeypatch):
-    monkeypatch.setattr(exporting, "write_orbax", with_other_weight(write_orbax))
-    with pytest.raises(ValueError, match=r"orbax export fails the parity gate: cosine .* image"):
-        export_orbax(tmp_path / "out")
+@pytest.mark.parametrize(
+    ("kind", "path"),
+    [
+        ("vit", "visual/proj"),
+        ("resnet", "visual/attnpool/v_proj/kernel"),  # the feature does not depend on it
+    ],
+)
+def test_a_wrong_array_in_an_archive_fails_and_leaves_nothing(tmp_path, monkeypatch, kind, path):
+    monkeypatch.setattr(exporting, "write_orbax", with_other_weight(write_orbax, path))
+    with pytest.raises(ValueError, match=f"the orbax archive does not hold {path}"):
+        export_model(tiny.bundle(kind), tmp_path / "out", images=tiny.pixels(3), formats=["orbax"])
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_function_with_one_wrong_camera_fails_whatever_the_images(tmp_path, monkeypatch):
+    spoiled = with_other_weight(write_stablehlo, "camera_embedding", row=2)
+    monkeypatch.setattr(exporting, "write_stablehlo", spoiled)
+    with pytest.raises(ValueError, match=r"fails the parity gate: cosine .* on image 2 is below"):
+        export_model(
+            tiny.bundle("vit"), tmp_path / "out", images=tiny.pixels(1), formats=["stablehlo"]
+        )
     assert list(tmp_path.iterdir()) == []
 
 
@@ -85,17 +105,56 @@ def test_an_older_export_is_replaced_only_by_one_that_passed(tmp_path, monkeypat
     out = tmp_path / "out"
     export_orbax(out)
     first = (out / "orbax" / "manifest.json").read_text()
-    with pytest.raises(FileExistsError, match="pass --overwrite"):
+    with pytest.raises(FileExistsError, match=r"holds \['orbax'\] already; .* pass --overwrite"):
         export_orbax(out)
     with monkeypatch.context() as patch:
         patch.setattr(exporting, "write_orbax", with_other_weight(write_orbax))
-        with pytest.raises(ValueError, match="parity gate"):
+        with pytest.raises(ValueError, match="does not hold"):
             export_orbax(out, overwrite=True)
     assert (out / "orbax" / "manifest.json").read_text() == first
     other = dataclasses.replace(tiny.bundle("vit"), source="another")
-    export_model(other, out, images=tiny.pixels(3), formats=["safetensors"], overwrite=True)
-    assert [path.name for path in out.iterdir()] == ["safetensors"]
-    assert read_archive(out / "safetensors").source == "another"
+    export_model(other, out, images=tiny.pixels(3), formats=["orbax"], overwrite=True)
+    assert read_archive(out / "orbax").source == "another"
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
+def test_functions_are_renewed_beside_the_archive_they_are_made_from(tmp_path):
+    out = tmp_path / "out"
+    options = {"images": tiny.pixels(3), "overwrite": True}
+    export_orbax(out)
+    for _ in range(2):
+        export_model(load_bundle(out), out, formats=["stablehlo"], **options)
+    assert sorted(path.name for path in out.iterdir()) == ["orbax", "stablehlo"]
+    params = {k: v + 1 if k == "visual/proj" else v for k, v in tiny.bundle("vit").params.items()}
+    other = dataclasses.replace(tiny.bundle("vit"), params=params)
+    with pytest.raises(FileExistsError, match=r"holds \['orbax'\] of another model"):
+        export_model(other, out, formats=["stablehlo"], **options)
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
+def test_a_failed_move_puts_everything_back(tmp_path, monkeypatch):
+    out = tmp_path / "out"
+    export_orbax(out)
+    first = (out / "orbax" / "manifest.json").read_text()
+    rename = pathlib.Path.rename
+
+    def failing(path, target):
+        if path.name == "stablehlo":
+            raise OSError("disk full")
+        return rename(path, target)
+
+    monkeypatch.setattr(pathlib.Path, "rename", failing)
+    other = dataclasses.replace(tiny.bundle("vit"), source="another")
+    with pytest.raises(OSError, match="disk full"):
+        export_model(
+            other,
+            out,
+            images=tiny.pixels(3),
+            formats=["orbax", "stablehlo"],
+            overwrite=True,
+        )
+    assert (out / "orbax" / "manifest.json").read_text() == first
+    assert [path.name for path in out.iterdir()] == ["orbax"]
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
 
 

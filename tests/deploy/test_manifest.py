@@ -5,6 +5,7 @@ import pytest
 
 from ccafl_jax.deploy import manifest
 from ccafl_jax.models.reid import ReIDConfig
+from ccafl_jax.training.description import read_description
 from tests.deploy import tiny
 
 
@@ -33,7 +34,7 @@ def test_it_describes_the_model_and_every_file(folder):
     assert about["recipe"] == {"method": "ccafl", "config": {"seed": 1}}
     assert {"python", "jax", "flax", "numpy", "ccafl_jax", "tqdm"} <= about["versions"].keys()
     bundle = tiny.bundle("vit")
-    assert manifest.read_config(about) == (bundle.model, bundle.preprocess)
+    assert read_description(about, "here") == (bundle.model, bundle.preprocess)
 
 
 def test_the_inputs_are_those_of_the_recipe():
@@ -80,5 +81,5 @@ def test_a_description_of_no_known_model(folder):
     about = manifest.verify(folder)
     about["model"]["vision"]["kind"] = "mixer"
     with pytest.raises(ValueError, match="describes no model of this version"):
-        manifest.read_config(about)
+        read_description(about, "here")
     assert ReIDConfig.from_json(tiny.vit_config().to_json()) == tiny.vit_config()

@@ -1,4 +1,5 @@
 import datetime
+import hashlib
 import json
 import re
 import shutil
@@ -137,12 +138,12 @@ def test_the_manifest_states_the_window(folder):
 
 
 def test_the_window_counts_from_the_release():
-    today = datetime.date(2026, 12, 1)
-    known = compatibility(jaxlib="0.10.2", today=today)
+    known = compatibility(jaxlib="0.10.2")
     assert known["usable_until"] == "2026-12-16" and known["usable_from"] == "2026-05-27"
     assert known["counted_from"] == "the release of jaxlib 0.10.2, 2026-06-17"
-    other = compatibility(jaxlib="0.99.0", today=today)
-    assert other["usable_until"] == "2027-06-01" and "ends earlier" in other["counted_from"]
+    other = compatibility(jaxlib="0.12.0.1")  # newer than all that are known: nothing in excess
+    assert other["usable_until"] == "2027-04-19"
+    assert "0.12.0, 2026-10-19, the newest known that is not after" in other["counted_from"]
     assert all(datetime.date.fromisoformat(day) for day in RELEASED.values())
 
 
@@ -174,9 +175,22 @@ def test_a_changed_file_is_found(folder, tmp_path):
 
 
 def test_a_module_that_this_jax_cannot_read(folder, tmp_path):
-    copy(folder, tmp_path, b"of another age" * 50)
-    about = json.loads((tmp_path / "manifest.json").read_text()) | {"files": {}}
+    function = b"of another age" * 50
+    copy(folder, tmp_path, function)
+    about = json.loads((tmp_path / "manifest.json").read_text())
+    about["files"]["embed.stablehlo"]["sha256"] = hashlib.sha256(function).hexdigest()
     (tmp_path / "manifest.json").write_text(json.dumps(about))
     with pytest.raises(ValueError, match=r"cannot read .* made by jax .* export again") as error:
         standalone.load(tmp_path)
     assert "\n" not in str(error.value)
+
+
+def test_a_manifest_without_the_model_and_a_missing_file(folder, tmp_path):
+    shutil.copytree(folder, tmp_path, dirs_exist_ok=True)
+    (tmp_path / "weights.npz").unlink()
+    with pytest.raises(FileNotFoundError, match=r"weights\.npz is missing: copy it again"):
+        standalone.load(tmp_path)
+    about = json.loads((tmp_path / "manifest.json").read_text()) | {"files": {}}
+    (tmp_path / "manifest.json").write_text(json.dumps(about))
+    with pytest.raises(ValueError, match="does not list the model: export again"):
+        standalone.load(tmp_path)

@@ -4,9 +4,10 @@ import functools
 
 import numpy as np
 
-from ccafl_jax.deploy.bundle import ModelBundle, Preprocess
+from ccafl_jax.deploy.bundle import ModelBundle
 from ccafl_jax.models.clip.config import ResNetConfig, ViTConfig
 from ccafl_jax.models.reid import HeadConfig, ReIDConfig, build_reid
+from ccafl_jax.training.description import Preprocess
 from ccafl_jax.training.state import split_model
 
 HEIGHT, WIDTH, CAMERAS = 32, 16, 3

@@ -151,11 +151,17 @@ def tower(config):
     return [*model.visual.config.grid, model.neck.group]
 
 
+def camera_heads(config):
+    """The heads of a ViT."""
+    return image_model(small_clip(config, vit=True), config, cameras=3)[1].heads
+
+
 def compute(config):
     taken = {}
 
     def load_clip(directory, **options):
         taken.update(options, directory=str(directory))
+        return small_clip()
 
     originals = setup.load_clip, setup.local_directory
     setup.load_clip, setup.local_directory = load_clip, str
@@ -188,7 +194,7 @@ ELSEWHERE = {
     "stages": ("prompts",),
     "model.calibrate_neck": False,
     "model.camera_embedding": True,
-    "model.camera_scale": 3.0,
+    "model.tower": "vit",
     "evaluation.every": 3,
     "evaluation.batch": 64,
     "prompts.batch": 8,
@@ -219,6 +225,7 @@ OPTIONS = {
     "model.weights": ("somewhere", compute),
     "model.activation": ("gelu", compute),
     "model.last_stride": (2, compute),
+    "model.camera_scale": (3.0, camera_heads),
     "model.patch_stride": (12, compute),
     "model.remat": (True, compute),
     "model.compute_dtype": ("bfloat16", compute),
@@ -269,6 +276,7 @@ OPTIONS = {
     "evaluation.no_match": ("zero", evaluation),
 }
 SPECIAL = {
+    "model.camera_scale": {"camera_embedding": True},
     # A border of 5 epochs is no fraction, so the borders change with the unit.
     "schedule.unit": {"intra_epochs": 0.1, "text_start": 0.2, "ical_start": 0.5, "ical_end": 1.0},
 }
@@ -327,6 +335,7 @@ def test_option_is_accepted(path):
         ("model.compute_dtype", "float16", "must be one of float32, bfloat16"),
         ("association.rate", 0.0, "rate must be positive"),
         ("prompts.prefix_tokens", 7, "prefix_tokens must be 4, 5 or 6"),
+        ("model.tower", "mixer", "must be one of"),
     ],
 )
 def test_impossible_values_are_refused(path, value, message):
@@ -351,3 +360,16 @@ def test_all_instances_cover_every_image():
 def test_word_tokenizer_makes_the_template():
     ids, eot = WordTokenizer().encode(["A photo of a X X X X person."])
     assert eot[0] == 10 and STAGES == ("prompts", "intra", "inter") and ids[0, 0] == 10
+
+
+def test_a_recipe_for_one_tower_refuses_the_other(monkeypatch):
+    monkeypatch.setattr(setup, "load_clip", lambda *_, **options: small_clip())
+    config = changed("model.tower", "vit")
+    with pytest.raises(ValueError, match="for a vit tower and DIR holds a resnet"):
+        setup.load_towers(config, "DIR")
+    assert setup.load_towers(changed("model.tower", "resnet"), "DIR") is not None
+
+
+def test_a_camera_scale_without_cameras_is_refused():
+    with pytest.raises(ValueError, match="camera_scale needs camera_embedding"):
+        from_mapping(CCAFLConfig, {"model": {"camera_scale": 3.0}})

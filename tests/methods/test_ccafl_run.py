@@ -3,13 +3,17 @@
 import dataclasses
 import json
 
+import jax.numpy as jnp
 import numpy as np
 import pytest
+from tqdm import tqdm
 
-from ccafl_jax.deploy.evaluate import extract_features
-from ccafl_jax.deploy.run_folder import read_run
+from ccafl_jax.deploy.embedder import Embedder
+from ccafl_jax.deploy.run_folder import read_run, write_run
 from ccafl_jax.methods.ccafl.config import ModelConfig, SamplerConfig, TextConfig
+from ccafl_jax.methods.ccafl.phases import make_step, phase_of
 from ccafl_jax.training.features import query_then_gallery
+from tests.deploy import tiny
 from tests.methods.small_run import SMALL, small_run
 
 
@@ -50,8 +54,7 @@ def test_log_has_one_line_an_epoch(whole):
 def test_trained_model_reproduces_the_final_figures(whole):
     run, summary, workdir = whole
     bundle = read_run(workdir)
-    cameras = query_then_gallery(run.dataset)[1]
-    features = extract_features(bundle, run.test_images, cameras)
+    features = Embedder(bundle, batch=32, devices=0).embed(run.test_images)
     np.testing.assert_allclose(run._score(features)["mAP"], summary["final"]["mAP"], rtol=1e-6)
     assert bundle.source == "ccafl, checkpoint 6"
     assert bundle.metrics["mAP"] == summary["final"]["mAP"]
@@ -112,7 +115,9 @@ def test_eight_devices_equal_one(whole, tmp_path):
 def test_vit_with_cameras_trains_resumes_and_comes_back(tmp_path):
     options = {
         "vit": True,
-        "model": ModelConfig(bn_group=0, patch_stride=6, camera_embedding=True, remat=True),
+        "model": ModelConfig(
+            bn_group=0, patch_stride=6, camera_embedding=True, camera_scale=2.0, remat=True
+        ),
     }
     small_run(tmp_path, stages=("prompts", "intra"), **options).train()
     run = small_run(tmp_path, **options)
@@ -124,12 +129,68 @@ def test_vit_with_cameras_trains_resumes_and_comes_back(tmp_path):
     assert run.state.classifier.shape == (24, 8 + 8)  # class token and projection
     bundle = read_run(tmp_path)
     cameras = query_then_gallery(run.dataset)[1]
-    features = extract_features(bundle, run.test_images, cameras)
+    assert bundle.camera_codes == (1, 2, 3) and bundle.model.heads.camera_scale == 2.0
+    model = Embedder(bundle, batch=32)
+    features = model.embed(run.test_images, cameras)
     np.testing.assert_allclose(run._score(features)["mAP"], summary["final"]["mAP"], rtol=1e-6)
-    swapped = extract_features(bundle, run.test_images, (cameras + 1) % 3)
+    swapped = model.embed(run.test_images, (cameras + 1) % 3)
     assert np.abs(features - swapped).max() > 1e-4
 
 
 def test_a_resnet_takes_no_camera_embedding(tmp_path):
     with pytest.raises(ValueError, match=r"model\.camera_embedding needs a ViT"):
         small_run(tmp_path, model=ModelConfig(camera_embedding=True))
+
+
+def test_a_step_trains_the_cameras_of_its_batch(tmp_path):
+    """Without decay only the rows that the batch used may move."""
+    options = {
+        "vit": True,
+        "model": ModelConfig(bn_group=0, camera_embedding=True),
+        "optimizer": dataclasses.replace(SMALL.optimizer, weight_decay=0.0, warmup_factor=1.0),
+    }
+    run = small_run(tmp_path, **options)
+    before = np.asarray(run.state.params["camera_embedding"])
+    run._plan = lambda *_: np.tile(np.flatnonzero(run.dataset.train.camid == 1)[:16], (1, 1))
+    run.class_text = jnp.ones((run.num_classes, 8))
+    phase = phase_of(0, run.config)
+    step = make_step(run.graphdef, list(run.state.params), phase, run.config)
+    run._encoder_epoch(0, phase, step, tqdm(disable=True))
+    moved = np.abs(np.asarray(run.state.params["camera_embedding"]) - before).max(axis=1)
+    assert moved[1] > 1e-4 and moved[0] == moved[2] == 0
+
+
+@pytest.fixture(scope="module")
+def stopped(tmp_path_factory):
+    """The folder of a ViT's run that was stopped after the prompts."""
+    workdir = tmp_path_factory.mktemp("stopped")
+    model = ModelConfig(bn_group=0, camera_embedding=True)
+    small_run(workdir, vit=True, model=model, stages=("prompts",)).train()
+    return workdir
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"camera_scale": 3.0}, r"model\.heads\.camera_scale is 1.0 there and 3.0 here"),
+        ({"patch_stride": 6}, r"model\.vision\.stride is 8 there and 6 here"),
+    ],
+)
+def test_resuming_another_model_is_refused(stopped, changes, message):
+    model = ModelConfig(**({"bn_group": 0, "camera_embedding": True} | changes))
+    with pytest.raises(ValueError, match=message):
+        small_run(stopped, vit=True, model=model).train(resume=True)
+
+
+def test_resuming_with_other_colours_is_refused(stopped):
+    augment = dataclasses.replace(SMALL.augment, mean=(0.5, 0.5, 0.5))
+    model = ModelConfig(bn_group=0, camera_embedding=True)
+    with pytest.raises(ValueError, match=r"preprocess\.mean is .* there and \[0.5"):
+        small_run(stopped, vit=True, model=model, augment=augment).train(resume=True)
+
+
+def test_a_folder_with_a_model_only_is_no_run_to_resume(tmp_path):
+    bundle = tiny.bundle("resnet")
+    write_run(tmp_path, dataclasses.replace(bundle, recipe={"method": "ccafl-like"}))
+    with pytest.raises(ValueError, match=r"holds a model only \(ccafl-like\), no run to resume"):
+        small_run(tmp_path).train(resume=True)

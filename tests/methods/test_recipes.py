@@ -28,7 +28,7 @@ def test_vit_recipe_follows_clip_reid():
     assert config.augment.mean == config.augment.std == (0.5, 0.5, 0.5)
     assert config.optimizer.base_lr == 5e-6 and config.optimizer.weight_decay == 1e-4
     assert config.optimizer.milestones == (40, 67) and config.optimizer.warmup_factor == 0.1
-    assert config.prompts.epochs == 120
+    assert config.prompts.epochs == 120 and config.model.tower == "vit"
     plain = recipe("ccafl_market1501")
     assert config.schedule == plain.schedule and config.ical == plain.ical
     assert config.augment.erase_fill == plain.augment.erase_fill

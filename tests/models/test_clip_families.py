@@ -39,6 +39,23 @@ FEATURES = {
     "ViT-B/16": 768 + 512,
     "ViT-L/14": 1024 + 768,
 }
+# Of the attention pool in ResNets.
+IMAGE_HEADS = {
+    "RN50": 32,
+    "RN101": 32,
+    "RN50x4": 40,
+    "ViT-B/32": 12,
+    "ViT-B/16": 12,
+    "ViT-L/14": 16,
+}
+TEXT_HEADS = {
+    "RN50": 8,
+    "RN101": 8,
+    "RN50x4": 10,
+    "ViT-B/32": 8,
+    "ViT-B/16": 8,
+    "ViT-L/14": 12,
+}
 
 
 def config_of(family):
@@ -70,6 +87,18 @@ def test_parameters_are_those_published(family):
     assert sum(math.prod(value.shape) for _, value in params) == PARAMETERS[family]
     names = [n for path in variables_by_path(model) for n in names_of(path, OPENAI)[0]]
     assert len(set(names)) == len(names)
+
+
+@pytest.mark.parametrize("family", PARAMETERS)
+def test_heads_are_those_published(family):
+    """No shape depends on them."""
+    model = shapes(config_of(family))
+    visual = model.visual
+    found = (
+        {b.heads for b in visual.blocks} if hasattr(visual, "blocks") else {visual.attnpool.heads}
+    )
+    assert found == {IMAGE_HEADS[family]} == {model.config.vision.heads}
+    assert {block.heads for block in model.text.blocks} == {TEXT_HEADS[family]}
 
 
 @pytest.mark.parametrize("size", [(256, 128), (384, 128)])

@@ -47,6 +47,8 @@ class ModelConfig:
     Attributes:
       weights: folder or Hub id of a CLIP checkpoint, whose config tells the kind of tower; empty
         means the tiny CLIP shipped with the package.
+      tower: `resnet` or `vit`, the kind that the recipe is made for: weights of the other kind
+        are an error; empty takes both.
       activation: `quick_gelu` or `gelu`, for checkpoints whose config does not state it.
       last_stride: stride of a ResNet's layer4, 1 (published) or 2.
       patch_stride: pixels between the patches of a ViT; 0 means that of the checkpoint (no
@@ -61,6 +63,7 @@ class ModelConfig:
     """
 
     weights: str = ""
+    tower: str = ""
     activation: str = ""
     last_stride: int = 1
     patch_stride: int = 0
@@ -72,7 +75,12 @@ class ModelConfig:
     remat: bool = False
 
     def __post_init__(self):
+        require_choice("tower", self.tower, ("", "resnet", "vit"))
         require_choice("activation", self.activation, ("", "quick_gelu", "gelu"))
+        require(
+            self.camera_embedding or self.camera_scale == 1.0,
+            "camera_scale needs camera_embedding=True",
+        )
         require_choice("compute_dtype", self.compute_dtype, ("float32", "bfloat16"))
         require(self.last_stride in (1, 2), "last_stride must be 1 or 2")
         require(self.patch_stride >= 0, "patch_stride must be 0 (as stored) or a number of pixels")

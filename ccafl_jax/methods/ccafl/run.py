@@ -19,8 +19,6 @@ from tqdm import tqdm
 
 from ccafl_jax.data.records import ReIDDataset, intra_camera_labels
 from ccafl_jax.data.samplers import plan, shuffled_batches
-from ccafl_jax.deploy.bundle import Preprocess
-from ccafl_jax.deploy.run_folder import describe_model
 from ccafl_jax.memory import draw_instances
 from ccafl_jax.methods.ccafl import memories, prompts
 from ccafl_jax.methods.ccafl.config import CCAFLConfig
@@ -38,6 +36,7 @@ from ccafl_jax.models.prompts import init_prompts, prompt_template, template_emb
 from ccafl_jax.pseudo_labels.cross_camera import diagnostics
 from ccafl_jax.report.summary import result_table, summary_rows, write_json
 from ccafl_jax.training.checkpoints import Checkpoints
+from ccafl_jax.training.description import Preprocess, check_format, describe_model
 from ccafl_jax.training.extract import Extractor
 from ccafl_jax.training.features import feature_extractor, query_then_gallery, score
 from ccafl_jax.training.log import RunLog, format_line
@@ -443,9 +442,7 @@ class Run:
 
     def _save(self) -> None:
         self.progress.seconds = self._seconds_before + self.log.seconds
-        data, augment = self.config.data, self.config.augment
-        preprocess = Preprocess(data.height, data.width, augment.mean, augment.std)
-        meta = describe_model(self.model_config, preprocess) | {
+        meta = self._description() | {
             "method": "ccafl",
             "config": _jsonable(dataclasses.asdict(self.config)),
             "progress": self.progress.to_json(),
@@ -456,8 +453,14 @@ class Run:
         tree = pack(self.state, self.prompt_state, self.class_text)
         self.checkpoints.save(self.progress.number, tree, meta)
 
+    def _description(self) -> dict:
+        data, augment = self.config.data, self.config.augment
+        preprocess = Preprocess(data.height, data.width, augment.mean, augment.std)
+        return _jsonable(describe_model(self.model_config, preprocess))
+
     def _restore(self) -> None:
         meta = self.checkpoints.restore_meta()
+        check_format(meta, str(self.workdir))
         if meta["method"] != "ccafl":
             raise ValueError(
                 f"{self.workdir} holds a model only ({meta['method']}), no run to resume: choose "
@@ -468,6 +471,12 @@ class Run:
                 f"the checkpoint in {self.workdir} has {meta['classes']} classes, the training set "
                 f"has {self.num_classes}: point data.root at the set it was trained on"
             )
+        for key, value in self._description().items():
+            if meta[key] != value:
+                raise ValueError(
+                    f"{self.workdir} was started with other options: {key}."
+                    f"{_difference(meta[key], value)}; resume with those"
+                )
         restored = unpack(self.checkpoints.restore(), self.state, self.prompt_state)
         self.state, self.prompt_state, self.class_text = replicate(restored, self.mesh)
         self.progress = Progress.from_json(meta["progress"])
@@ -517,3 +526,14 @@ def _epoch_line(scalars: dict[str, float]) -> str:
 
 def _jsonable(value):
     return json.loads(json.dumps(value))
+
+
+def _difference(stored: dict, asked: dict) -> str:
+    """The first entry in which two nested dictionaries differ."""
+    for key in stored.keys() | asked.keys():
+        left, right = stored.get(key), asked.get(key)
+        if isinstance(left, dict) and isinstance(right, dict) and left != right:
+            return f"{key}.{_difference(left, right)}"
+        if left != right:
+            return f"{key} is {left} there and {right} here"
+    return ""

@@ -13,7 +13,7 @@ from ccafl_jax.data.records import ReIDDataset
 from ccafl_jax.data.sources import load_images
 from ccafl_jax.methods.ccafl.config import CCAFLConfig, DataConfig, ModelConfig
 from ccafl_jax.methods.ccafl.run import Images, Run
-from ccafl_jax.models.clip import CLIP, Tokenizer, load_clip
+from ccafl_jax.models.clip import CLIP, Tokenizer, ViTConfig, load_clip
 from ccafl_jax.models.hub import local_directory
 from ccafl_jax.models.layers import Compute
 
@@ -70,7 +70,7 @@ def weights_directory(config: ModelConfig) -> pathlib.Path:
 
 def load_towers(config: CCAFLConfig, directory: pathlib.Path) -> CLIP:
     """Both towers, for the recipe's image size and strides."""
-    return load_clip(
+    clip = load_clip(
         directory,
         image_size=(config.data.height, config.data.width),
         last_stride=config.model.last_stride,
@@ -78,3 +78,10 @@ def load_towers(config: CCAFLConfig, directory: pathlib.Path) -> CLIP:
         activation=config.model.activation or None,
         compute=Compute(dtype=jnp.dtype(config.model.compute_dtype), remat=config.model.remat),
     )
+    kind = "vit" if isinstance(clip.config.vision, ViTConfig) else "resnet"
+    if config.model.tower not in ("", kind):
+        raise ValueError(
+            f"the recipe is for a {config.model.tower} tower and {directory} holds a {kind}: set "
+            f"--config.model.weights to a CLIP with a {config.model.tower}, or model.tower to ''"
+        )
+    return clip

@@ -163,10 +163,18 @@ class CLIPConfig:
           image_size: height and width.
           last_stride: stride of the fourth stage of a ResNet.
           patch_stride: stride of the patches of a ViT.
+
+        Raises:
+          ValueError: a patch stride is asked of a ResNet.
         """
         changes = {"image_size": tuple(image_size) if image_size else self.vision.image_size}
         if isinstance(self.vision, ViTConfig):
             changes["stride"] = patch_stride or self.vision.stride
+        elif patch_stride:
+            raise ValueError(
+                f"patch_stride is {patch_stride}, but the image tower is a ResNet, which has no "
+                "patches; leave it out"
+            )
         else:
             changes["last_stride"] = last_stride or self.vision.last_stride
         return dataclasses.replace(self, vision=dataclasses.replace(self.vision, **changes))

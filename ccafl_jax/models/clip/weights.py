@@ -159,6 +159,11 @@ def position_fits(stored: VisionConfig, vision: VisionConfig) -> dict[str, Calla
     """
 
     def fit(table: np.ndarray, where: str) -> np.ndarray:
+        if table.ndim != 2 or len(table) < 2:
+            raise ValueError(
+                f"{where} has shape {list(table.shape)}, expected [1 + positions, channels]; check "
+                "that configuration and weights belong together"
+            )
         old_grid = _stored_grid(table.shape[0] - 1, stored, where)
         return np.asarray(resize_positions(table, old_grid=old_grid, new_grid=vision.grid))
 

@@ -1,0 +1,68 @@
+"""What a checkpoint says of its image model, so that it can be built and fed again."""
+
+import dataclasses
+from collections.abc import Mapping
+
+from ccafl_jax.models.reid import ReIDConfig
+
+FORMAT = 2
+"""Of the description; written with every checkpoint."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Preprocess:
+    """From an image file to the input of a model.
+
+    Attributes:
+      height, width: pixels after resizing with PIL's bicubic filter.
+      mean, std: by channel, of pixels scaled to 0..1.
+    """
+
+    height: int
+    width: int
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+
+    def to_json(self) -> dict:
+        """As JSON values."""
+        values = dataclasses.asdict(self)
+        return values | {"mean": list(self.mean), "std": list(self.std), "resample": "bicubic"}
+
+    @classmethod
+    def from_json(cls, raw: Mapping) -> "Preprocess":
+        """Inverse of `to_json`."""
+        return cls(raw["height"], raw["width"], tuple(raw["mean"]), tuple(raw["std"]))
+
+
+def describe_model(model: ReIDConfig, preprocess: Preprocess) -> dict:
+    """The description, as JSON values."""
+    return {"format": FORMAT, "model": model.to_json(), "preprocess": preprocess.to_json()}
+
+
+def read_description(raw: Mapping, where: str) -> tuple[ReIDConfig, Preprocess]:
+    """Inverse of `describe_model`.
+
+    Args:
+      raw: with the keys "model" and "preprocess", and perhaps others.
+      where: name for messages.
+
+    Raises:
+      ValueError: a field is missing or unknown.
+    """
+    try:
+        return ReIDConfig.from_json(raw["model"]), Preprocess.from_json(raw["preprocess"])
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        raise ValueError(f"{where} describes no model of this version ({error})") from None
+
+
+def check_format(raw: Mapping, where: str) -> None:
+    """Fails on a checkpoint of another version.
+
+    Raises:
+      ValueError: naming both formats.
+    """
+    if raw.get("format") != FORMAT:
+        raise ValueError(
+            f"{where} holds checkpoints of format {raw.get('format')}, this version reads "
+            f"{FORMAT}: use the ccafl_jax that wrote them, or train again"
+        )
