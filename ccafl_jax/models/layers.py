@@ -203,7 +203,8 @@ def _normalize_groups(
     """Batch normalisation with the statistics of each group of rows.
 
     Its gradient is written out so that only `x` in its own dtype and the statistics are kept for
-    it; derived automatically it would keep several float32 copies of the activations.
+    it; derived automatically it would keep several float32 copies of the activations. Forward-mode
+    derivatives are not to be had.
 
     Args:
       x: float[batch, ..., features].

@@ -1,0 +1,73 @@
+"""Inside a bfloat16 encoder, what must stay float32 does."""
+
+from collections.abc import Iterator
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+from jax.extend.core import Jaxpr
+
+from ccafl_jax.models.clip import CLIP
+from ccafl_jax.models.clip.transformer import layer_norm
+from ccafl_jax.models.layers import Compute
+from ccafl_jax.models.reid import CLIPReID
+from tests.models.checkpoints import small_config, small_vit_config
+
+WIDE = ("exp", "log", "rsqrt", "sqrt", "div", "reduce_sum", "reduce_max", "argmax", "pow")
+"""Softmax, norms, means and powers are made of these."""
+
+
+def equations(jaxpr: Jaxpr) -> Iterator:
+    for equation in jaxpr.eqns:
+        yield equation
+        for inner in jax.tree.leaves(
+            list(equation.params.values()), is_leaf=lambda leaf: hasattr(leaf, "eqns")
+        ):
+            inner = getattr(inner, "jaxpr", inner)
+            if hasattr(inner, "eqns"):
+                yield from equations(inner)
+
+
+def towers(config):
+    return CLIP(config, compute=Compute(dtype=jnp.bfloat16), rngs=nnx.Rngs(0))
+
+
+@pytest.mark.parametrize("config", [small_config(), small_vit_config()], ids=["resnet", "vit"])
+def test_reductions_and_softmax_are_float32(config):
+    clip = towers(config)
+    model = CLIPReID(clip.visual)
+    graphdef, params, stats = nnx.split(model, nnx.Param, nnx.BatchStat)
+    images = jnp.zeros((2, *config.vision.image_size, 3))
+    ids = jnp.zeros((2, 5), int)
+
+    def image(params, x):
+        return nnx.merge(graphdef, params, stats, copy=True)(x, train=True)
+
+    found = [
+        *equations(jax.make_jaxpr(image)(params, images).jaxpr),
+        *equations(jax.make_jaxpr(lambda i: clip.text.encode_ids(i, i[:, 0]))(ids).jaxpr),
+    ]
+    names = {e.primitive.name for e in found}
+    assert {"exp", "rsqrt", "reduce_sum"} <= names
+    narrow = [
+        e
+        for e in found
+        if e.primitive.name in WIDE
+        if any(v.aval.dtype == jnp.bfloat16 for v in e.invars)
+    ]
+    assert not narrow, narrow
+    products = [e for e in found if e.primitive.name in ("dot_general", "conv_general_dilated")]
+    halves = [e for e in products if all(v.aval.dtype == jnp.bfloat16 for v in e.invars)]
+    assert len(halves) >= 12
+    f, g = jax.eval_shape(image, params, images)
+    assert f.dtype == g.dtype == jnp.float32
+
+
+def test_layer_norm_survives_a_large_mean():
+    """A one-pass variance would lose it: 1000 squared leaves no digits for a variance of 1."""
+    x = 1000 + np.random.default_rng(0).normal(size=(4, 512))
+    expected = (x - x.mean(1, keepdims=True)) / np.sqrt(x.var(1, keepdims=True) + 1e-5)
+    norm = layer_norm(512, Compute(), nnx.Rngs(0))
+    np.testing.assert_allclose(norm(jnp.asarray(x, jnp.float32)), expected, atol=2e-3)
