@@ -25,7 +25,19 @@ def load(
 ) -> ImageEmbedder:
     """Loads a model for use: `ccafl_jax.load(path).embed(images)`.
 
-    See :func:`ccafl_jax.deploy.loading.load`, which this calls.
+    Args:
+      path: a run folder; a folder that `scripts/export.py` wrote; or one of the folders in it.
+      batch: images a call.
+      compute_dtype: "float32" (the default) or "bfloat16"; that of an exported function is fixed.
+      devices: how many to spread a batch over, 0 for all; exported functions use one.
+
+    Returns:
+      The model; `.features` is the size of its feature, `.cameras` the rows of its camera
+      embedding (0 without one).
+
+    Raises:
+      FileNotFoundError: nothing there that can be loaded, or a file is missing.
+      ValueError: a damaged file, or an option that the export cannot follow.
     """
     from ccafl_jax.deploy import loading
 

@@ -30,6 +30,7 @@ def get_config(variant: str = "") -> ConfigDict:
     config.data.name = "synthetic"
     config.data.height, config.data.width = 64, 32
     config.data.synthetic_ids = 200
+    config.model.weights = "tiny_clip"
     config.augment.pad = 4
     config.sampler.classes, config.sampler.images = 8, 8
 

@@ -2,8 +2,10 @@
 
 import contextlib
 import logging
+import os
 import pathlib
 import re
+import signal
 import sys
 from collections.abc import Iterator
 
@@ -42,7 +44,11 @@ def read_config(path: str, overrides: list[str]) -> ConfigDict:
 
 @contextlib.contextmanager
 def one_line_errors() -> Iterator[None]:
-    """Turns errors that a user can mend into one line on stderr and exit status 2."""
+    """Turns errors that a user can mend into one line on stderr and exit status 2.
+
+    Being asked to end (SIGTERM) is treated like Ctrl-C: what is half-written is removed first.
+    """
+    signal.signal(signal.SIGTERM, _interrupt)
     try:
         yield
     except (ValueError, OSError, ImportError) as error:
@@ -50,7 +56,13 @@ def one_line_errors() -> Iterator[None]:
         raise SystemExit(2) from error
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
-        raise SystemExit(130) from None
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(130)  # threads of other libraries may not survive an orderly end
+
+
+def _interrupt(*_: object) -> None:
+    raise KeyboardInterrupt
 
 
 def start_logging() -> None:

@@ -2,7 +2,8 @@
 
 A trained model becomes a run folder for scripts/evaluate.py and scripts/export.py. With
 --to-safetensors a pickled state dict, such as that of a CLIP, becomes a safetensors file under its
-own names. Pickled files are read by torch with weights_only=True, so that no code in them runs.
+own names; a prefix that all of them carry, such as "module.", is taken off. Pickled files are read
+by torch with weights_only=True, so that no code in them runs.
 See docs/convert.md.
 """
 
@@ -135,18 +136,26 @@ def to_run_folder(path: pathlib.Path, out: pathlib.Path, options: Mapping[str, A
 
 
 def to_safetensors(path: pathlib.Path, out: pathlib.Path) -> None:
-    """Writes the tensors of a pickled state dict under their own names, without a prefix."""
+    """Writes the tensors of a state dict under their own names, without a prefix."""
     from ccafl_jax.deploy.torch_checkpoint import Checkpoint
-    from ccafl_jax.models.tensor_files import write_tensors
+    from ccafl_jax.models.tensor_files import TensorFiles, write_tensors
 
-    if path.suffix == ".safetensors":
-        raise ValueError(f"{path} is a safetensors file already; --to-safetensors takes others")
     if out.exists():
         raise FileExistsError(f"{out} exists; choose another file, or remove it first")
     if not out.parent.is_dir():
         raise FileNotFoundError(f"no folder {out.parent}; make it first")
-    checkpoint = Checkpoint(read_pickled(path), path)
-    write_tensors(out, dict(checkpoint), metadata={"format": "pt"})
+    if path.suffix == ".safetensors":
+        with TensorFiles(path) as tensors:
+            checkpoint = Checkpoint(tensors, path)
+            if not checkpoint.prefix:
+                raise ValueError(
+                    f"{path} is a safetensors file already, and its names carry no prefix to take "
+                    "off; use it as it is"
+                )
+            write_tensors(out, dict(checkpoint), metadata={"format": "pt"})
+    else:
+        checkpoint = Checkpoint(read_pickled(path), path)
+        write_tensors(out, dict(checkpoint), metadata={"format": "pt"})
     if checkpoint.prefix:
         print(f"taken off every name: {checkpoint.prefix}")
     print(

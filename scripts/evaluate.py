@@ -20,7 +20,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, epilog=EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--workdir", required=True, type=pathlib.Path, help="folder of the run")
+    parser.add_argument(
+        "--workdir",
+        required=True,
+        type=pathlib.Path,
+        help="folder of the run, or of an orbax or safetensors export",
+    )
     parser.add_argument("--root", default="", help="another data set in Market-1501 layout")
     parser.add_argument("--epoch", type=int, help="number of the checkpoint (default: the last)")
     parser.add_argument("--batch", type=int, default=128, help="images a call of the encoder")
@@ -40,11 +45,13 @@ def main() -> None:
 def evaluate(arguments: argparse.Namespace) -> None:
     """Loads the checkpoint, extracts, ranks and prints."""
     from ccafl_jax.deploy.evaluate import evaluate_bundle
-    from ccafl_jax.deploy.run_folder import read_run
+    from ccafl_jax.deploy.loading import load_bundle
     from ccafl_jax.report.summary import result_table, write_json
 
-    bundle = read_run(arguments.workdir, number=arguments.epoch)
-    trained = bundle.recipe["config"]
+    if arguments.json and arguments.json.is_dir():
+        raise ValueError(f"--json {arguments.json} is a folder; name a file")
+    bundle = load_bundle(arguments.workdir, number=arguments.epoch)
+    trained = bundle.recipe.get("config", {})
     metrics = evaluate_bundle(
         bundle,
         root=arguments.root,

@@ -35,8 +35,9 @@ def main() -> None:
     )
     parser.add_argument("--config", required=True, help="recipe, a file under configs/")
     parser.add_argument("--workdir", required=True, type=pathlib.Path, help="folder of the run")
-    parser.add_argument("--resume", action="store_true", help="continue after the last checkpoint")
-    parser.add_argument(
+    again = parser.add_mutually_exclusive_group()
+    again.add_argument("--resume", action="store_true", help="continue after the last checkpoint")
+    again.add_argument(
         "--overwrite", action="store_true", help="remove the run in --workdir and start anew"
     )
     parser.add_argument("--stages", help="comma-separated subset of prompts,intra,inter")
@@ -61,14 +62,19 @@ def run(arguments: argparse.Namespace, overrides: list[str]) -> None:
     if arguments.stages:
         raw.stages = tuple(arguments.stages.split(","))
     if arguments.activation:
+        if raw.model.activation not in ("", arguments.activation):
+            raise ValueError(
+                f"--activation {arguments.activation} contradicts model.activation="
+                f"{raw.model.activation}; state one"
+            )
         raw.model.activation = arguments.activation
     config = from_mapping(CCAFLConfig, raw.to_dict())
-    if arguments.overwrite:
-        remove_run(arguments.workdir)
     root = config.data.root
     if not root and config.data.name == "synthetic":
         root = draw_synthetic(arguments.workdir / "data", config.data)
     training = prepare_run(config, workdir=arguments.workdir, root=str(root))
+    if arguments.overwrite:  # only now that the new run can start
+        remove_run(arguments.workdir)
     training.train(resume=arguments.resume)
     print(f"summary: {arguments.workdir / 'summary.json'}")
 

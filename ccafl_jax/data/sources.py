@@ -13,6 +13,10 @@ if TYPE_CHECKING:
 _FILES_PER_TASK = 32
 
 
+class DeepPixels(ValueError):
+    """A picture of more than 8 bits a channel, which PIL would clip without a word."""
+
+
 def load_images(
     paths: Sequence[str | os.PathLike],
     height: int,
@@ -35,7 +39,8 @@ def load_images(
 
     Raises:
       FileNotFoundError: a file does not exist.
-      ValueError: a file is not an image or is damaged; the message names it.
+      ValueError: a file is not an image, is damaged or has more than 8 bits a channel; the message
+        names it.
     """
     _check_size(height, width)
     images = np.empty((len(paths), height, width, 3), np.uint8)
@@ -75,7 +80,7 @@ def load_image(path: str | os.PathLike, height: int, width: int) -> np.ndarray:
 
     Raises:
       FileNotFoundError: the file does not exist.
-      ValueError: the file is not an image or is damaged.
+      ValueError: the file is not an image, is damaged or has more than 8 bits a channel.
     """
     try:
         from PIL import Image
@@ -86,6 +91,8 @@ def load_image(path: str | os.PathLike, height: int, width: int) -> np.ndarray:
             return fit_image(image, height, width)
     except FileNotFoundError:
         raise FileNotFoundError(f"{os.fspath(path)}: no such image file") from None
+    except DeepPixels as error:
+        raise DeepPixels(f"{os.fspath(path)}: {error}") from None
     except Exception as error:  # PIL's decoders raise many kinds; all mean a damaged file.
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise ValueError(
@@ -94,9 +101,18 @@ def load_image(path: str | os.PathLike, height: int, width: int) -> np.ndarray:
 
 
 def fit_image(image: "Image.Image", height: int, width: int) -> np.ndarray:
-    """A PIL image as uint8[height, width, 3], RGB, resized with PIL's bicubic filter."""
+    """A PIL image as uint8[height, width, 3], RGB, resized with PIL's bicubic filter.
+
+    Raises:
+      DeepPixels: the image has more than 8 bits a channel.
+    """
     from PIL import Image
 
+    if image.mode[:1] in ("I", "F"):  # I, F, I;16 and its byte orders
+        raise DeepPixels(
+            f"pixels are of PIL's mode {image.mode!r}, with more than 8 bits a channel; convert "
+            "the picture to 8 bits per channel first"
+        )
     rgb = image.convert("RGB")
     if rgb.size != (width, height):
         rgb = rgb.resize((width, height), Image.Resampling.BICUBIC)

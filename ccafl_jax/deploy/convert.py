@@ -57,7 +57,7 @@ def convert(
     stride: int | None = None,
     heads: int | None = None,
     feature: str | None = None,
-    activation: str = "quick_gelu",
+    activation: str | None = None,
     camera_scale: float | None = None,
     mean: Sequence[float] | None = None,
     std: Sequence[float] | None = None,
@@ -77,8 +77,8 @@ def convert(
       std: likewise.
 
     Raises:
-      ValueError: sizes that cannot be told, tensors that are missing, unknown, of another shape or
-        not finite. The message names file and tensor.
+      ValueError: options that do not fit the model, sizes that cannot be told, tensors that are
+        missing, unknown, of another shape or not finite. The message names file and tensor.
     """
     source = checkpoint.source
     try:

@@ -23,19 +23,31 @@ Step = Callable[[np.ndarray, np.ndarray | None], jax.Array | np.ndarray]
 class ImageEmbedder:
     """Any function of a batch of uint8 images, for images of any kind, size and number.
 
+    Cameras are rows of the camera embedding, counted from 0; `camera_codes` tells which number of
+    the data set each row stands for.
+
     Attributes:
       preprocess: height and width to which images are resized.
       features: size of the retrieval feature.
       cameras: rows of the model's camera embedding; 0 without one.
       batch: images a call; the last call is filled up, so that one compilation serves all.
+      camera_codes: the data set's number of the camera of each row; empty where they are not known
+        to be others than 1, 2, ...
     """
 
     def __init__(
-        self, step: Step, *, preprocess: Preprocess, features: int, cameras: int, batch: int
+        self,
+        step: Step,
+        *,
+        preprocess: Preprocess,
+        features: int,
+        cameras: int,
+        batch: int,
+        camera_codes: Sequence[int] = (),
     ):
         """Args:
         step: (uint8[batch, height, width, 3], int32[batch] or None) -> float32[batch, features].
-        preprocess, features, cameras, batch: see the class.
+        preprocess, features, cameras, batch, camera_codes: see the class.
 
         Raises:
           ValueError: a batch below 1.
@@ -47,6 +59,14 @@ class ImageEmbedder:
         self.features = features
         self.cameras = cameras
         self.batch = batch
+        self.camera_codes = tuple(camera_codes)
+
+    def __repr__(self) -> str:
+        size = f"{self.preprocess.height}x{self.preprocess.width}"
+        return (
+            f"{type(self).__name__}(features={self.features}, images={size}, "
+            f"cameras={self.cameras}, batch={self.batch})"
+        )
 
     def embed(
         self,
@@ -63,8 +83,8 @@ class ImageEmbedder:
         Args:
           images: paths, PIL images or uint8 arrays [height, width, 3] or [height, width] (grey)
             of any size, in a list or alone; or uint8[n, height, width, 3].
-          cameras: the camera of each image, or one for all, counted from 0; needed if and only if
-            the model has a camera embedding.
+          cameras: the camera of each image, or one for all: rows counted from 0, which
+            `camera_codes` explains; needed if and only if the model has a camera embedding.
           progress: whether to show a bar; None shows one for long work on a terminal.
 
         Returns:
@@ -153,6 +173,7 @@ class Embedder(ImageEmbedder):
             features=bundle.model.features,
             cameras=bundle.model.heads.cameras,
             batch=-(-batch // size) * size,
+            camera_codes=bundle.camera_codes,
         )
 
 

@@ -1,5 +1,7 @@
 """Figures of a trained model on a test set."""
 
+import pathlib
+
 import numpy as np
 
 from ccafl_jax.data.market1501 import load_market1501
@@ -32,6 +34,8 @@ def evaluate_bundle(
     root = root or bundle.data_root
     if not root:
         raise ValueError(f"{bundle.source} names no data set: pass --root DIR")
+    if not pathlib.Path(root).is_dir():
+        raise FileNotFoundError(f"no folder {root} with the data set: pass --root DIR")
     dataset = load_market1501(root, for_training=False)
     paths = np.concatenate([dataset.query.path, dataset.gallery.path])
     camid = query_then_gallery(dataset)[1]

@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import functools
+import logging
 import os
 import pathlib
 import shutil
@@ -19,9 +20,10 @@ from ccafl_jax.deploy.forward import DTYPES
 from ccafl_jax.deploy.images import as_list
 from ccafl_jax.deploy.loading import ARCHIVES, KINDS, load, load_bundle
 from ccafl_jax.deploy.onnx import write_onnx
-from ccafl_jax.deploy.parity import check_parity
+from ccafl_jax.deploy.parity import check_parity, tell_apart
 from ccafl_jax.deploy.stablehlo import write_stablehlo
 
+log = logging.getLogger("ccafl_jax")
 DEFAULT_FORMATS = ("orbax", "safetensors", "stablehlo")
 
 
@@ -75,6 +77,8 @@ def export_model(
     unknown = [name for name in formats if name not in KINDS]
     if unknown or not formats:
         raise ValueError(f"formats {list(formats)}: choose from {list(KINDS)}")
+    if dtype != "float32" and "stablehlo" not in formats:
+        raise ValueError(f"dtype {dtype!r} is for stablehlo, which is not asked for; drop it")
     if dtype not in DTYPES:
         raise ValueError(f"dtype {dtype!r}: choose one of {list(DTYPES)}")
     images = as_list(images)
@@ -90,11 +94,16 @@ def export_model(
     _check_out(out, bundle, formats, overwrite=overwrite)
     batch = min(len(images), 64)
     model = Embedder(bundle, batch=batch)
-    cameras = None
+    cameras, count = None, len(images)
     if model.cameras:  # every camera occurs, whatever the number of images
         cameras = np.arange(max(len(images), model.cameras)) % model.cameras
-        images = [images[i % len(images)] for i in range(len(cameras))]
+        images = [images[i % count] for i in range(len(cameras))]
     reference = model.embed(images, cameras)
+    if count > 1 and tell_apart(reference[:count]) > 0.9999:
+        log.warning(
+            "the images look alike to the model, so their features prove little: show the parity "
+            "gate different pictures"
+        )
     result = []
     with _folders(out, formats) as folders:
         for kind, folder in folders.items():
@@ -123,6 +132,13 @@ def _check_out(
         raise FileExistsError(
             f"{out} holds other things than an export and is left alone; choose another --out"
         )
+    for entry in entries:
+        listed = {manifest.NAME, *manifest.read(entry)["files"]}
+        mine = {p.relative_to(entry).as_posix() for p in entry.rglob("*") if p.is_file()}
+        if mine - listed:
+            raise FileExistsError(
+                f"{entry} holds {sorted(mine - listed)[:3]}, which no export wrote; move them away"
+            )
     there = [entry.name for entry in entries]
     if set(there) & set(formats) and not overwrite:
         raise FileExistsError(

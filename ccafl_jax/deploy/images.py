@@ -6,9 +6,15 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from ccafl_jax.data.sources import fit_image, load_image
+from ccafl_jax.data.sources import DeepPixels, fit_image, load_image
 
 EXPECTED = "expected a path, a PIL image, or a uint8 array [height, width, 3] or [height, width]"
+
+_BYTES = bytes | bytearray | memoryview
+_NOT_BYTES = (
+    "bytes are no image; open the content of a file by PIL.Image.open(io.BytesIO(content)), or "
+    "pass the path of the file"
+)
 
 
 def as_list(images: object) -> Sequence:
@@ -16,7 +22,7 @@ def as_list(images: object) -> Sequence:
 
     Args:
       images: a path, a PIL image or an array [height, width] or [height, width, 3]; an iterable
-        of such; or uint8[n, height, width, 3].
+        of such, or an array of paths; or uint8[n, height, width, 3].
 
     Raises:
       ValueError: an object that is neither an image nor holds any.
@@ -25,7 +31,11 @@ def as_list(images: object) -> Sequence:
         return [images]
     if hasattr(images, "__array__"):
         images = np.asarray(images)
+        if images.ndim < 2 and images.dtype.kind in "UO":
+            return images.reshape(-1).tolist()
         return images if images.ndim == 4 else [images]
+    if isinstance(images, _BYTES):
+        raise ValueError(_NOT_BYTES)
     try:
         return list(images)
     except TypeError:
@@ -49,7 +59,8 @@ def read_images(
 
     Raises:
       FileNotFoundError: a path to nothing.
-      ValueError: a damaged file, or no image; the message names the path or the row.
+      ValueError: a damaged file, one of more than 8 bits a channel, or no image; the message names
+        the path or the row.
     """
     size = (height, width)
     if isinstance(images, np.ndarray) and images.shape[1:] == (*size, 3) and _is_bytes(images):
@@ -68,12 +79,16 @@ def _read(image: object, row: int, height: int, width: int) -> np.ndarray:
         return fit_image(image, height, width)
     except Exception as error:  # an opened file is decoded here, and PIL raises many kinds
         name = getattr(image, "filename", "") or f"image {row}"
+        if isinstance(error, DeepPixels):
+            raise DeepPixels(f"{name}: {error}") from None
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise ValueError(f"{name} is not readable ({reason}); replace or remove it") from error
 
 
 def _pixels(image: object, row: int) -> np.ndarray:
     """An array image, checked; a grey one gets its channel three times from PIL."""
+    if isinstance(image, _BYTES):
+        raise ValueError(f"image {row}: {_NOT_BYTES}")
     if not hasattr(image, "__array__"):
         raise ValueError(f"image {row} is a {type(image).__name__}; {EXPECTED}")
     array = np.asarray(image)

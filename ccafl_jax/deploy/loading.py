@@ -43,7 +43,7 @@ def load(
             devices=devices,
         )
     about = manifest.read(folder)
-    if compute_dtype not in (None, about["dtype"]) or devices != 1:
+    if compute_dtype not in (None, about.get("dtype")) or devices != 1:
         raise ValueError(
             f"{folder} is a function exported in {about['dtype']} for one device; load an orbax "
             "or safetensors archive for other arithmetic or more devices"
@@ -55,6 +55,7 @@ def load(
         preprocess=preprocess,
         features=model.features,
         cameras=model.heads.cameras,
+        camera_codes=tuple((about["inputs"].get("cameras") or {}).get("codes", ())),
         batch=batch,
     )
 
@@ -73,7 +74,7 @@ def load_bundle(path: str | pathlib.Path, *, number: int | None = None) -> Model
     if _kind(folder) is None:
         return read_run(folder, number=number)
     if number is not None:
-        raise ValueError(f"{folder} is an archive of one model; leave the number out")
+        raise ValueError(f"{folder} is an archive of one model; leave the number (--epoch) out")
     return read_archive(folder)
 
 

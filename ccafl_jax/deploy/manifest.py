@@ -8,10 +8,9 @@ import pathlib
 import platform
 from collections.abc import Sequence
 
-import numpy as np
-
 from ccafl_jax import __version__
 from ccafl_jax.deploy.bundle import ModelBundle
+from ccafl_jax.training.checkpoints import digest
 
 FORMAT = 1
 NAME = "manifest.json"
@@ -72,15 +71,9 @@ def input_signature(bundle: ModelBundle) -> dict:
 
 def fingerprint(bundle: ModelBundle) -> str:
     """sha256 over the sizes, the preprocessing and every array of a model."""
-    digest = hashlib.sha256()
     sizes = [bundle.model.to_json(), bundle.preprocess.to_json()]
-    digest.update(json.dumps(sizes, sort_keys=True).encode())
-    for arrays in (bundle.params, bundle.batch_stats):
-        for path in sorted(arrays):
-            value = np.asarray(arrays[path], order="C")
-            digest.update(f"{path} {value.dtype} {value.shape}".encode())
-            digest.update(value.tobytes())
-    return digest.hexdigest()
+    arrays = digest({**bundle.params, **bundle.batch_stats})
+    return hashlib.sha256((json.dumps(sizes, sort_keys=True) + arrays).encode()).hexdigest()
 
 
 def write(folder: pathlib.Path, description: dict) -> None:

@@ -29,6 +29,24 @@ def smallest_cosine(reference: np.ndarray, found: np.ndarray) -> tuple[float, in
     return float(cosine[worst]), worst
 
 
+def tell_apart(features: np.ndarray) -> float:
+    """The smallest cosine between two different images: how far the model tells images apart.
+
+    Near 1 all images look alike to the model, and a comparison on them proves little.
+
+    Args:
+      features: float[n, features].
+
+    Returns:
+      The cosine; 1.0 where all are alike or there are fewer than two.
+    """
+    x = features.astype(np.float64)
+    lengths = np.linalg.norm(x, axis=1, keepdims=True)
+    x = x / np.where(lengths > 0, lengths, 1)
+    cosines = (x @ x.T)[np.triu_indices(len(x), 1)]
+    return float(np.min(cosines, initial=1.0))
+
+
 def check_parity(kind: str, reference: np.ndarray, found: np.ndarray, *, dtype: str) -> float:
     """Returns the smallest cosine if it passes.
 

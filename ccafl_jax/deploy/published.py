@@ -36,7 +36,7 @@ def infer_reid_config(
     stride: int | None = None,
     heads: int | None = None,
     feature: str | None = None,
-    activation: str = "quick_gelu",
+    activation: str | None = None,
     camera_scale: float | None = None,
 ) -> ReIDConfig:
     """Sizes of a published model, from the names and shapes of its tensors.
@@ -49,21 +49,26 @@ def infer_reid_config(
       heads: attention heads of a ViT; None means one for 64 channels, as in all of OpenAI's.
       feature: retrieve by what leaves the BN neck ("neck") or by what enters it ("pooled"); None
         means as published: "neck" for CCAFL, "pooled" for CLIP-ReID.
-      activation: of a ViT's blocks. Published models start from OpenAI's: "quick_gelu".
+      activation: of a ViT's blocks; None means "quick_gelu", as published models start from
+        OpenAI's.
       camera_scale: factor of the camera embedding; None means `CAMERA_SCALE`.
 
     Raises:
-      ValueError: no such model, a tensor that tells a size is missing, no stride fits, or several
-        do and `stride` is not given.
+      ValueError: no such model, a tensor that tells a size is missing, no stride fits, several do
+        and `stride` is not given, or an option that this kind of model does not have.
 
     Source: CLIP-ReID (evaluation with the features before the neck, `[feature, projection]`) and
       the code published for CCAFL (GeM and one neck).
     """
-    if activation not in ACTIVATIONS:
+    if activation not in (None, *ACTIVATIONS):
         raise ValueError(f"activation is {activation!r}; choose one of {ACTIVATIONS}")
     if any(name.startswith(f"{TOWER}layer") for name in tensors):
         if heads is not None:
             raise ValueError("the image tower is a ResNet, without heads to choose; drop --heads")
+        if activation is not None:
+            raise ValueError(
+                "the image tower is a ResNet, without an activation to choose; drop --activation"
+            )
         vision = _infer_resnet(tensors, image_size, stride)
         embed_dim = _shape(tensors, f"{TOWER}attnpool.c_proj.bias", 1)[0]
         pooling = _resnet_pooling(tensors)
@@ -84,7 +89,12 @@ def infer_reid_config(
         cameras=cameras,
         camera_scale=CAMERA_SCALE if camera_scale is None else camera_scale,
     )
-    return ReIDConfig(vision=vision, embed_dim=embed_dim, activation=activation, heads=head_config)
+    return ReIDConfig(
+        vision=vision,
+        embed_dim=embed_dim,
+        activation=activation or "quick_gelu",
+        heads=head_config,
+    )
 
 
 def published_as(tensors: Mapping[str, np.ndarray]) -> str:
@@ -98,11 +108,20 @@ def default_preprocess(
     mean: Sequence[float] | None = None,
     std: Sequence[float] | None = None,
 ) -> Preprocess:
-    """From images to the model's input, as published unless `mean` or `std` say otherwise."""
+    """From images to the model's input, as published unless `mean` or `std` say otherwise.
+
+    Raises:
+      ValueError: other than three numbers, or numbers that are not on the scale of 0..1.
+    """
     usual = HALF if isinstance(config.vision, ViTConfig) else IMAGENET
-    mean, std = (tuple(x or y) for x, y in zip((mean, std), usual, strict=True))
-    if len(mean) != 3 or len(std) != 3 or min(std) <= 0:
-        raise ValueError(f"mean {mean} and std {std}: state three numbers each, std above 0")
+    mean, std = (tuple(y if x is None else x) for x, y in zip((mean, std), usual, strict=True))
+    if len(mean) != 3 or len(std) != 3:
+        raise ValueError(f"mean {mean} and std {std}: state three numbers each")
+    if not (all(0 <= x <= 1 for x in mean) and all(0 < x <= 1 for x in std)):
+        raise ValueError(
+            f"mean {mean} and std {std}: colours are scaled to 0..1, so mean lies in 0..1 and std "
+            "above 0 and up to 1; divide numbers made for 0..255 by 255"
+        )
     return Preprocess(*config.vision.image_size, mean=mean, std=std)
 
 
@@ -137,6 +156,8 @@ def _infer_vit(
     stride: int | None,
     heads: int | None,
 ) -> ViTConfig:
+    if heads is not None and heads < 1:
+        raise ValueError(f"heads is {heads}; pass --heads of 1 or more, or leave it out")
     width = _shape(tensors, f"{TOWER}class_embedding", 1)[0]
     if heads is None and width % _HEAD_WIDTH:
         raise ValueError(
@@ -232,6 +253,11 @@ def _count(tensors: Mapping[str, np.ndarray], pattern: str) -> int:
 
 
 def _no_tower(tensors: Mapping[str, np.ndarray]) -> str:
+    if {"visual.conv1.weight", "bottleneck.weight"} <= set(tensors):
+        return (
+            "this is an export of this library, which needs no conversion: open the folder it lies "
+            "in, with its manifest.json, by ccafl_jax.load"
+        )
     if any(name.startswith(("visual.", "vision_model.")) for name in tensors):
         return (
             "this is a CLIP, not a trained re-identification model: turn it into safetensors "

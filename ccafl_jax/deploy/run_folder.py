@@ -4,7 +4,13 @@ import pathlib
 
 from ccafl_jax.deploy.bundle import ModelBundle
 from ccafl_jax.training.checkpoints import Checkpoints
-from ccafl_jax.training.description import check_format, describe_model, read_description
+from ccafl_jax.training.description import (
+    check_digest,
+    check_format,
+    describe_model,
+    model_digest,
+    read_description,
+)
 
 
 def read_run(workdir: pathlib.Path, *, number: int | None = None) -> ModelBundle:
@@ -17,35 +23,35 @@ def read_run(workdir: pathlib.Path, *, number: int | None = None) -> ModelBundle
     folder = pathlib.Path(workdir) / "checkpoints"
     if not folder.is_dir():
         raise FileNotFoundError(f"{folder} does not exist: train first, or check --workdir")
-    checkpoints = Checkpoints(folder)
-    number = checkpoints.latest() if number is None else number
-    try:
+    with Checkpoints(folder) as checkpoints:
+        number = checkpoints.latest() if number is None else number
         meta = checkpoints.restore_meta(number)
+        check_format(meta, str(folder))
         state = checkpoints.restore(number)
-    except FileNotFoundError:
-        raise
-    except Exception as error:  # Orbax and its stores raise many kinds
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0][:200]
-        raise ValueError(
-            f"checkpoint {number} in {folder} cannot be read ({reason}): it is damaged; copy it "
-            "again, or choose an earlier one"
-        ) from error
-    finally:
-        checkpoints.close()
-    check_format(meta, str(folder))
     model, preprocess = read_description(meta, str(folder))
-    stages = meta.get("progress", {}).get("stages", [])
+    params, batch_stats = dict(state["params"]), dict(state["batch_stats"])
+    check_digest(meta, params, batch_stats, where=f"checkpoint {number} in {folder}")
+    measured = [
+        stage
+        for stage in meta.get("progress", {}).get("stages", [])
+        if stage.get("checkpoint") == number
+    ]
     return ModelBundle(
         model=model,
         preprocess=preprocess,
-        params=dict(state["params"]),
-        batch_stats=dict(state["batch_stats"]),
+        params=params,
+        batch_stats=batch_stats,
         recipe={"method": meta["method"], "config": meta["config"]},
-        metrics=dict(stages[-1]) if stages else {},
+        metrics=dict(measured[-1]) if measured else {},
         source=f"{meta['method']}, checkpoint {number}",
-        data_root=meta.get("data_root", ""),
+        data_root=_data_root(meta.get("data_root", ""), pathlib.Path(workdir)),
         camera_codes=tuple(meta.get("camera_codes", ())),
     )
+
+
+def _data_root(stored: str, workdir: pathlib.Path) -> str:
+    """The data set's folder; one inside the run folder is stored relative to that."""
+    return str(workdir / stored) if stored and not pathlib.Path(stored).is_absolute() else stored
 
 
 def write_run(workdir: pathlib.Path, bundle: ModelBundle) -> pathlib.Path:
@@ -57,14 +63,14 @@ def write_run(workdir: pathlib.Path, bundle: ModelBundle) -> pathlib.Path:
     folder = pathlib.Path(workdir) / "checkpoints"
     if folder.exists():
         raise FileExistsError(f"{folder} exists: choose another folder, or remove it first")
-    checkpoints = Checkpoints(folder)
     meta = describe_model(bundle.model, bundle.preprocess) | {
+        "digest": model_digest(bundle.params, bundle.batch_stats),
         "method": bundle.recipe.get("method", "converted"),
         "config": bundle.recipe.get("config", {}),
         "data_root": bundle.data_root,
         "camera_codes": list(bundle.camera_codes),
     }
     state = {"params": dict(bundle.params), "batch_stats": dict(bundle.batch_stats)}
-    checkpoints.save(0, state, meta)
-    checkpoints.close()
+    with Checkpoints(folder) as checkpoints:
+        checkpoints.save(0, state, meta)
     return folder

@@ -7,16 +7,19 @@ with PIL's bicubic filter: `image.convert("RGB").resize((width, height), Image.B
 colours are normalised inside the model. features.npy receives float32[n, features] of unit length.
 
 From Python: `embed = load(folder)`, then `embed(images)`, or `embed(images, cameras)` where
-manifest.json lists cameras. Every new batch size compiles once.
+manifest.json lists cameras: rows counted from 0, whose numbers in the data set are its `codes`.
+Every new batch size compiles once.
 """
 
 import argparse
 import hashlib
 import json
 import pathlib
+import sys
 from collections.abc import Callable
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax import export
 
@@ -25,15 +28,24 @@ def load(folder: str | pathlib.Path = pathlib.Path(__file__).parent) -> Callable
     """Loads the model of an exported folder.
 
     Returns:
-      `embed(images: uint8[b, height, width, 3], cameras: int32[b] | None) -> float32[b, features]`.
+      `embed(images: uint8[b, height, width, 3], cameras: int32[b] | None) -> float32[b, features]`;
+      images may be a list of arrays too.
 
     Raises:
       FileNotFoundError: a file of the manifest is missing.
-      ValueError: a damaged file, or a JAX that cannot read the model.
+      ValueError: a damaged file, or a JAX that cannot read the model. So does `embed` raise it on
+        inputs that do not fit.
     """
     folder = pathlib.Path(folder)
-    manifest = json.loads((folder / "manifest.json").read_text())
-    files = manifest["files"]
+    try:
+        manifest = json.loads((folder / "manifest.json").read_text())
+        files, features = manifest["files"], manifest["features"]
+        size = tuple(manifest["inputs"]["images"]["shape"][1:])
+        known = manifest["inputs"].get("cameras", {}).get("below", 0)
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ValueError(
+            f"{folder / 'manifest.json'} is no manifest of an export: export again"
+        ) from error
     if not {"embed.stablehlo", "weights.npz"} <= files.keys():
         raise ValueError(f"{folder / 'manifest.json'} does not list the model: export again")
     for name, entry in files.items():
@@ -57,28 +69,27 @@ def load(folder: str | pathlib.Path = pathlib.Path(__file__).parent) -> Callable
     with np.load(folder / "weights.npz") as weights:
         params = jax.device_put(dict(weights))
     run = jax.jit(model.call)
-    size = tuple(manifest["inputs"]["images"]["shape"][1:])
-    known = manifest["inputs"].get("cameras", {}).get("below", 0)
 
     def embed(images, cameras=None):
+        if isinstance(images, list | tuple):
+            images = _stacked(images, size)
+        images = images if hasattr(images, "dtype") else np.asarray(images)
         if images.dtype != np.uint8 or images.ndim != 4 or images.shape[1:] != size:
             raise ValueError(
                 f"images are {images.dtype}{list(images.shape)}, expected uint8[b, *{size}]"
             )
         if (cameras is not None) != bool(known):
-            raise ValueError(f"cameras: this model {'needs' if known else 'takes no'} cameras")
-        if not known:
-            return run(params, images)
-        cameras = np.asarray(cameras)
-        if cameras.shape != images.shape[:1] or cameras.min() < 0 or cameras.max() >= known:
-            raise ValueError(f"cameras: expected one for each image, 0 to {known - 1}")
-        return run(params, images, cameras.astype(np.int32))
+            needs = f"needs cameras (--cameras), 0 to {known - 1}" if known else "takes no cameras"
+            raise ValueError(f"cameras: this model {needs}")
+        inputs = (images,) if not known else (images, _checked(cameras, len(images), known))
+        # The function is made for one image and more.
+        return run(params, *inputs) if len(images) else jnp.zeros((0, features), jnp.float32)
 
     return embed
 
 
 def main() -> None:
-    """Reads images, writes features."""
+    """Reads images, writes features; what a user can mend is one line and exit status 2."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -87,17 +98,70 @@ def main() -> None:
     parser.add_argument("--cameras", help="integers [n] in an .npy file")
     parser.add_argument("--batch", type=int, default=64, help="images a call")
     options = parser.parse_args()
-    embed = load()
-    images = np.load(options.images, mmap_mode="r")
-    cameras = np.load(options.cameras) if options.cameras else None
-    parts = []
-    for start in range(0, len(images), options.batch):
+    try:
+        if options.batch < 1:
+            raise ValueError(f"--batch is {options.batch}; choose 1 or more")
+        if not pathlib.Path(options.features).parent.is_dir():
+            raise FileNotFoundError(f"{options.features}: its folder does not exist; make it first")
+        images = _array(options.images)
+        cameras = _array(options.cameras) if options.cameras else None
+        np.save(options.features, _in_batches(load(), images, cameras, options.batch))
+    except (ValueError, OSError, ImportError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        raise SystemExit(2) from error
+
+
+def _in_batches(embed: Callable, images, cameras, batch: int) -> np.ndarray:
+    if cameras is not None and cameras.shape != images.shape[:1]:
+        raise ValueError(
+            f"--cameras holds {list(cameras.shape)} for {list(images.shape)} images; expected one "
+            "for each image"
+        )
+    if not len(images):
+        return np.asarray(embed(images, cameras))
+    batch, parts = min(batch, len(images)), []
+    for start in range(0, len(images), batch):
         # The last batch is filled up from the front, so that nothing compiles twice.
-        rows = np.arange(start, start + options.batch)
+        rows = np.arange(start, start + batch)
         rows = np.where(rows < len(images), rows, 0)
         part = embed(images[rows], None if cameras is None else cameras[rows])
         parts.append(np.asarray(part)[: len(images) - start])
-    np.save(options.features, np.concatenate(parts))
+    return np.concatenate(parts)
+
+
+def _array(path: str) -> np.ndarray:
+    """The array in an .npy file."""
+    if not pathlib.Path(path).is_file():
+        raise FileNotFoundError(f"{path}: no such file")
+    with open(path, "rb") as file:
+        start = file.read(6)
+    try:
+        found = np.load(path, mmap_mode="r") if start == b"\x93NUMPY" else None
+    except (ValueError, EOFError):  # cut short, or of Python objects
+        found = None
+    if found is None or not found.ndim:
+        raise ValueError(f"{path} is no whole .npy file of numbers; write it with numpy.save")
+    return found
+
+
+def _stacked(images: list | tuple, size: tuple[int, ...]) -> np.ndarray:
+    arrays = [np.asarray(image) for image in images]
+    for row, array in enumerate(arrays):
+        if array.dtype != np.uint8 or array.shape != size:
+            raise ValueError(
+                f"image {row} is {array.dtype}{list(array.shape)}, expected uint8{list(size)}"
+            )
+    return np.stack(arrays) if arrays else np.zeros((0, *size), np.uint8)
+
+
+def _checked(cameras, count: int, known: int) -> np.ndarray:
+    cameras = np.asarray(cameras)
+    fit = cameras.shape == (count,)
+    if fit and count:
+        fit = cameras.dtype.kind in "iu" and cameras.min() >= 0 and cameras.max() < known
+    if not fit:
+        raise ValueError(f"cameras: expected one for each image, integers 0 to {known - 1}")
+    return cameras.astype(np.int32)
 
 
 if __name__ == "__main__":

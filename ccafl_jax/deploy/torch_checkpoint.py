@@ -9,10 +9,8 @@ from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
 
+from ccafl_jax.models.named_tensors import PREFIXES
 from ccafl_jax.models.tensor_files import check_finite
-
-PREFIXES = ("module.", "model.", "_orig_mod.")
-"""What wrappers (data parallelism, Lightning, torch.compile) put before every name."""
 
 _AGAIN = "fetch it again"
 

@@ -18,6 +18,9 @@ from flax import nnx
 
 from ccafl_jax.models.tensor_files import TensorFiles, raised
 
+PREFIXES = ("module.", "model.", "_orig_mod.")
+"""What wrappers (data parallelism, Lightning, torch.compile) put before every name."""
+
 
 class Layout(NamedTuple):
     """How tensors of a file become one array of ours (`join`), and back (`split`)."""
@@ -118,8 +121,7 @@ def fill(
     if missing or extra:
         raise ValueError(
             f"{_source(tensors)}weights do not match the model: {_listed(missing)} missing from "
-            f"the file; {_listed(extra)} unknown to the model; check that configuration and "
-            "weights belong together"
+            f"the file; {_listed(extra)} unknown to the model; {_advice(tensors)}"
         )
     filled = []
     for path, variable in variables.items():
@@ -192,6 +194,16 @@ def _misshapen(tensors: Mapping, name: str, found: Sequence[int], shape: Sequenc
 def _listed(names: list[str], *, most: int = 6) -> str:
     shown = names if len(names) <= most else [*names[:most], "..."]
     return f"{len(names)} {shown}" if names else "0"
+
+
+def _advice(tensors: Mapping) -> str:
+    for prefix in PREFIXES:
+        if tensors and all(name.startswith(prefix) for name in tensors):
+            return (
+                f"every name starts with {prefix}, which "
+                "scripts/convert_weights.py --to-safetensors FILE takes off"
+            )
+    return "check that configuration and weights belong together"
 
 
 def _source(tensors: Mapping) -> str:

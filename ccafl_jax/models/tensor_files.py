@@ -8,6 +8,7 @@ import contextlib
 import json
 import os
 import pathlib
+import re
 import tempfile
 from collections.abc import Iterator, Mapping
 
@@ -21,6 +22,7 @@ PICKLED = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 
 _SUFFIX = ".safetensors"
 _INDEX = "*.safetensors.index.json"
+_SHARD = r".+-\d{5}-of-(?!00001)\d{5}"  # stem of a file that holds a part of a model
 _REFUSED = (
     "pickled files can run code when they are read and are refused; "
     "scripts/convert_weights.py converts those it knows, safely"
@@ -57,7 +59,8 @@ def weight_files(directory: str | pathlib.Path) -> list[pathlib.Path]:
       One path, or those of all shards, sorted.
 
     Raises:
-      FileNotFoundError: if there are no such files (or only pickled ones), or a shard is missing.
+      FileNotFoundError: if there are no such files (or only pickled ones), or a shard or the index
+        of shards is missing.
       ValueError: if it is unclear which file to read, an index is broken, or a file is pickled.
     """
     return _locate(pathlib.Path(directory))[0]
@@ -314,6 +317,11 @@ def _choose(directory: pathlib.Path) -> tuple[list[pathlib.Path], dict[str, str]
             f"{directory} has no *{_SUFFIX} file, only {pickled}: {_REFUSED}"
             if pickled
             else f"{directory} has no *{_SUFFIX} file; place the weights of the model there"
+        )
+    if not indexes and all(re.fullmatch(_SHARD, file.stem) for file in files):
+        raise FileNotFoundError(
+            f"{directory} has shards of a model, {[f.name for f in files]}, without their index: "
+            f"place the model's {_INDEX} there too"
         )
     if len(files) > 1:
         raise ValueError(

@@ -1,7 +1,9 @@
 """Orbax checkpoints of a run: one per epoch, a pytree of arrays and a JSON description."""
 
+import contextlib
+import hashlib
 import pathlib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import jax
@@ -17,20 +19,28 @@ class Checkpoints:
     """
 
     def __init__(self, folder: pathlib.Path, *, keep: int = 2):
-        import orbax.checkpoint as ocp
+        self._folder = folder.absolute()
+        self._keep = keep
+        self._opened = None
 
-        self._ocp = ocp
-        self._manager = ocp.CheckpointManager(
-            folder.absolute(),
-            item_names=("state", "meta"),
-            options=ocp.CheckpointManagerOptions(
-                max_to_keep=keep, create=True, enable_async_checkpointing=False
-            ),
-        )
+    @property
+    def _manager(self):
+        """Orbax's manager, which makes the folder."""
+        if self._opened is None:
+            import orbax.checkpoint as ocp
+
+            self._opened = ocp.CheckpointManager(
+                self._folder,
+                item_names=("state", "meta"),
+                options=ocp.CheckpointManagerOptions(
+                    max_to_keep=self._keep, create=True, enable_async_checkpointing=False
+                ),
+            )
+        return self._opened
 
     def latest(self) -> int | None:
         """The number of the newest complete checkpoint, or None."""
-        return self._manager.latest_step()
+        return self._manager.latest_step() if self._folder.is_dir() else None
 
     def save(self, number: int, state: Any, meta: dict) -> None:
         """Writes a checkpoint; it counts only once it is complete.
@@ -40,7 +50,9 @@ class Checkpoints:
           state: nested dictionary of arrays.
           meta: JSON-serialisable description.
         """
-        args = self._ocp.args
+        import orbax.checkpoint as ocp
+
+        args = ocp.args
         self._manager.save(
             number,
             args=args.Composite(state=args.StandardSave(state), meta=args.JsonSave(meta)),
@@ -48,36 +60,88 @@ class Checkpoints:
         self._manager.wait_until_finished()
 
     def restore_meta(self, number: int | None = None) -> dict:
-        """The JSON description of a checkpoint (default: the newest)."""
-        args = self._ocp.args
-        restored = self._manager.restore(
-            self._number(number), args=args.Composite(meta=args.JsonRestore())
-        )
-        return restored["meta"]
+        """The JSON description of a checkpoint (default: the newest).
+
+        Raises:
+          FileNotFoundError: there is no such checkpoint.
+          ValueError: it is damaged.
+        """
+        import orbax.checkpoint as ocp
+
+        number = self._number(number)
+        with self._one_line(number):
+            restored = self._manager.restore(
+                number, args=ocp.args.Composite(meta=ocp.args.JsonRestore())
+            )
+            return restored["meta"]
 
     def restore(self, number: int | None = None, *, like: Any = None) -> Any:
-        """The arrays of a checkpoint, as host arrays, or laid out as the pytree `like`."""
-        args = self._ocp.args
+        """The arrays of a checkpoint, as host arrays, or laid out as the pytree `like`.
+
+        Raises:
+          FileNotFoundError, ValueError: as `restore_meta`.
+        """
+        import orbax.checkpoint as ocp
+
         number = self._number(number)
         if like is not None:
-            like = jax.tree.map(self._ocp.utils.to_shape_dtype_struct, like)
-        restored = self._manager.restore(
-            number, args=args.Composite(state=args.StandardRestore(like))
-        )["state"]
+            like = jax.tree.map(ocp.utils.to_shape_dtype_struct, like)
+        with self._one_line(number):
+            restored = self._manager.restore(
+                number, args=ocp.args.Composite(state=ocp.args.StandardRestore(like))
+            )["state"]
         return restored if like is not None else jax.tree.map(np.asarray, restored)
 
     def close(self) -> None:
         """Waits for writes and releases the folder."""
-        self._manager.close()
+        if self._opened is not None:
+            self._opened.close()
+            self._opened = None
+
+    def __enter__(self) -> "Checkpoints":
+        return self
+
+    def __exit__(self, *_) -> None:
+        self.close()
 
     def _number(self, number: int | None) -> int:
-        number = self.latest() if number is None else number
-        if number is None:
+        there = sorted(self._manager.all_steps()) if self._folder.is_dir() else []
+        if not there:
             raise FileNotFoundError(
-                f"no complete checkpoint in {self._manager.directory}: train first, or check "
-                "--workdir"
+                f"no complete checkpoint in {self._folder}: train first, or check --workdir"
             )
-        return number
+        if number is not None and number not in there:
+            raise FileNotFoundError(
+                f"no checkpoint {number} in {self._folder}; there are {there} (prompt epochs and "
+                "encoder epochs are counted together)"
+            )
+        return there[-1] if number is None else number
+
+    @contextlib.contextmanager
+    def _one_line(self, number: int) -> Iterator[None]:
+        """Turns what Orbax and its stores raise on damaged files into one line."""
+        try:
+            yield
+        except Exception as error:
+            reason = (str(error).strip() or type(error).__name__).splitlines()[0][:200]
+            raise ValueError(
+                f"checkpoint {number} in {self._folder} is damaged ({reason}): copy it again, or "
+                "use another one"
+            ) from error
+
+
+def digest(arrays: Mapping[str, Any]) -> str:
+    """sha256 over named arrays: names, dtypes, shapes and bytes.
+
+    Args:
+      arrays: by name, on the host or on devices.
+    """
+    result = hashlib.sha256()
+    for name in sorted(arrays):
+        value = np.asarray(arrays[name], order="C")
+        result.update(f"{name} {value.dtype} {value.shape}".encode())
+        result.update(value.tobytes())
+    return result.hexdigest()
 
 
 def leaves_by_path(tree: Any) -> dict[str, jax.Array]:

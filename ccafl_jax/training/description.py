@@ -4,6 +4,8 @@ import dataclasses
 from collections.abc import Mapping
 
 from ccafl_jax.models.reid import ReIDConfig
+from ccafl_jax.training.checkpoints import digest
+from ccafl_jax.training.state import FlatDict
 
 FORMAT = 2
 """Of the description; written with every checkpoint."""
@@ -65,4 +67,22 @@ def check_format(raw: Mapping, where: str) -> None:
         raise ValueError(
             f"{where} holds checkpoints of format {raw.get('format')}, this version reads "
             f"{FORMAT}: use the ccafl_jax that wrote them, or train again"
+        )
+
+
+def model_digest(params: FlatDict, batch_stats: FlatDict) -> str:
+    """sha256 over the arrays of an image model, written with every checkpoint."""
+    return digest({**params, **batch_stats})
+
+
+def check_digest(raw: Mapping, params: FlatDict, batch_stats: FlatDict, *, where: str) -> None:
+    """Compares the arrays of a checkpoint with what was written.
+
+    Raises:
+      ValueError: they differ: a file was damaged.
+    """
+    if raw.get("digest") != model_digest(params, batch_stats):
+        raise ValueError(
+            f"{where} is damaged: its arrays are not those that were written; copy it again, or "
+            "use another one"
         )

@@ -16,8 +16,11 @@ def make_mesh(devices: int = 0) -> Mesh:
       ValueError: more devices asked for than there are.
     """
     found = jax.devices()
-    if devices > len(found):
-        raise ValueError(f"{devices} devices asked for, {len(found)} found: lower mesh.devices")
+    if not 0 <= devices <= len(found):
+        raise ValueError(
+            f"{devices} devices asked for, {len(found)} found: choose 1 to {len(found)}, or 0 for "
+            "all"
+        )
     chosen = found[: devices or len(found)]
     return jax.make_mesh((len(chosen),), ("data",), axis_types=(AxisType.Auto,), devices=chosen)
 
@@ -30,7 +33,7 @@ def check_batch(batch: int, mesh: Mesh) -> None:
         below = max(n for n in valid if n <= count)
         above = min((n for n in valid if n > count), default=below)
         raise ValueError(
-            f"a batch of {batch} rows does not divide over {count} devices: set mesh.devices to "
+            f"a batch of {batch} rows does not divide over {count} devices: set devices to "
             f"{below} or {above}, or change the batch"
         )
 

@@ -64,7 +64,7 @@ def training_free(root: pathlib.Path) -> dict[str, float]:
     from ccafl_jax.data.market1501 import load_market1501
     from ccafl_jax.data.sources import load_images
     from ccafl_jax.methods.ccafl.config import ModelConfig
-    from ccafl_jax.methods.ccafl.setup import weights_directory
+    from ccafl_jax.methods.ccafl.setup import TINY_CLIP, weights_directory
     from data_prep import audit
     from data_prep.tiny_clip import zero_shot_features
 
@@ -75,7 +75,7 @@ def training_free(root: pathlib.Path) -> dict[str, float]:
         records = records.take(records.pid >= 0)
         pixels = load_images(records.path, 64, 32)
         splits[name] = audit.Split(pixels, records.pid, records.camid)
-    directory = weights_directory(ModelConfig())
+    directory = weights_directory(ModelConfig(weights=TINY_CLIP))
 
     def features(images):
         calibrate_on = splits["train"].images

@@ -65,3 +65,13 @@ def test_a_missing_file_and_a_wrong_size_are_named(tmp_path):
         load_images([tmp_path / "gone.jpg"], 8, 4, progress=False)
     with pytest.raises(ValueError, match="image size 0 x 4"):
         load_images([], 0, 4)
+
+
+@pytest.mark.parametrize("mode", ["I;16", "I", "F"])
+def test_more_than_8_bits_a_channel_are_refused(tmp_path, mode):
+    path = tmp_path / "deep.tiff"
+    Image.new(mode, (4, 6)).save(path)
+    with pytest.raises(ValueError, match=rf"deep.tiff: pixels are of PIL's mode '{mode}'") as error:
+        load_images([path], 6, 4, progress=False)
+    assert "convert the picture to 8 bits per channel first" in str(error.value)
+    assert "\n" not in str(error.value)

@@ -8,6 +8,7 @@ import pytest
 from flax import nnx
 
 from ccafl_jax.deploy import convert as module
+from ccafl_jax.deploy.archive import write_safetensors
 from ccafl_jax.deploy.convert import convert, write_converted
 from ccafl_jax.deploy.forward import abstract_model
 from ccafl_jax.deploy.published import HALF, IMAGENET, infer_reid_config
@@ -16,6 +17,7 @@ from ccafl_jax.deploy.torch_checkpoint import Checkpoint, check_pickled
 from ccafl_jax.models.clip.config import ResNetConfig, ViTConfig
 from ccafl_jax.models.tensor_files import TensorFiles, write_tensors
 from ccafl_jax.training.state import merge_model
+from tests.deploy import tiny
 from tests.deploy.published import VIT_OPTIONS, ccafl, clipreid_resnet, clipreid_vit
 from tests.golden_data import golden
 from tests.models.checkpoints import close, to_nhwc
@@ -185,7 +187,10 @@ def test_sizes_of_a_resnet_follow_from_its_tensors(rows, stride):
         (vit_shapes(198), (256, 128), {}, r"198 rows.*no common size does"),
         (resnet_shapes(129), (250, 128), {}, r"129 rows.*--image-size 256 128 \(stride 1\)"),
         (resnet_shapes(129), (256, 128), {"heads": 3}, "drop --heads"),
+        (resnet_shapes(129), (256, 128), {"activation": "quick_gelu"}, "drop --activation"),
         (resnet_shapes(129), (256, 128), {"camera_scale": 1.0}, "drop --camera-scale"),
+        (vit_shapes(129), (256, 128), {"heads": 0}, "heads is 0; pass --heads of 1 or more"),
+        (vit_shapes(129), (256, 128), {"heads": -4}, "heads is -4; pass --heads of 1 or more"),
         (vit_shapes(129, width=96), (256, 128), {}, "96, is no multiple of 64.*pass --heads"),
         (vit_shapes(129), (256, 128), {"activation": "relu"}, "'relu'; choose one of"),
         ({"visual.conv1.weight": np.zeros(1)}, (256, 128), {}, "--to-safetensors"),
@@ -266,9 +271,27 @@ def test_a_prefix_of_some_names_is_an_error():
 
 
 def test_std_and_mean_are_checked():
-    for options in ({"mean": (0.5, 0.5)}, {"std": (0.0, 1.0, 1.0)}):
-        with pytest.raises(ValueError, match="three numbers each"):
+    for options, message in (
+        ({"mean": (0.5, 0.5)}, "three numbers each"),
+        ({"mean": ()}, "three numbers each"),
+        ({"std": (0.0, 1.0, 1.0)}, "std above 0 and up to 1"),
+        ({"std": (58.395, 57.12, 57.375)}, "colours are scaled to 0..1"),
+        ({"mean": (123.675, 116.28, 103.53)}, "colours are scaled to 0..1.* divide .* by 255"),
+        ({"mean": (-0.1, 0.5, 0.5)}, "mean lies in 0..1"),
+        ({"mean": (float("nan"), 0.5, 0.5)}, "mean lies in 0..1"),
+    ):
+        with pytest.raises(ValueError, match=f"a.pth: .*{message}"):
             convert(Checkpoint(ccafl(), "a.pth"), image_size=SIZE, **options)
+
+
+@pytest.mark.parametrize("kind", ["resnet", "vit"])
+def test_an_export_of_this_library_needs_no_conversion(tmp_path, kind):
+    write_safetensors(tmp_path, tiny.bundle(kind))
+    path = tmp_path / "model.safetensors"
+    with TensorFiles(path) as files, pytest.raises(ValueError, match="of this library") as caught:
+        convert(Checkpoint(files, path))
+    assert str(caught.value).startswith(f"{path}: this is an export of this library")
+    assert str(caught.value).endswith("by ccafl_jax.load")
 
 
 def test_nothing_half_written_is_left(tmp_path, monkeypatch):

@@ -53,6 +53,8 @@ def test_one_picture_in_every_form(model, picture, tmp_path):
         close(model.embed(alone), found[:1])
     close(model.embed(picture[None]), found[:1])
     close(model.embed(path for _ in range(3)), found[:3])
+    for many in (np.array([str(path)] * 2), np.array([path, path]), np.array(str(path))):
+        close(model.embed(many), found[: many.size])
 
 
 def test_grey_palette_and_alpha(model, picture):
@@ -157,6 +159,9 @@ def test_cameras(camera_model, model):
         ([np.zeros((0, 8, 3), np.uint8)], r"uint8\[0, 8, 3\]"),
         ([np.zeros((32, 16, 3), np.uint8), None], "image 1 is a NoneType"),
         (7, "int is no image"),
+        (b"\xff\xd8", r"bytes are no image; .* PIL.Image.open\(io.BytesIO\(content\)\)"),
+        ([b"\xff\xd8"], "image 0: bytes are no image"),
+        ([Image.new("I;16", (8, 8))], "image 0: pixels are of PIL's mode 'I;16'.*8 bits per chan"),
     ],
 )
 def test_what_is_no_image(model, images, message):
@@ -177,6 +182,20 @@ def test_a_damaged_file_is_named(model, picture, tmp_path):
         assert "\n" not in str(error.value)
     with pytest.raises(FileNotFoundError, match=r"none\.jpg"):
         model.embed(tmp_path / "none.jpg")
+
+
+def test_deep_pixels_in_a_file_are_named(model, tmp_path):
+    path = tmp_path / "deep.png"
+    Image.new("I;16", (8, 8)).save(path)
+    for image in (path, Image.open(path)):
+        with pytest.raises(ValueError, match=r"deep\.png: pixels are of PIL's mode 'I;16'"):
+            model.embed([image])
+
+
+def test_what_it_says_of_itself(model, camera_model):
+    assert repr(model) == "Embedder(features=256, images=32x16, cameras=0, batch=4)"
+    assert repr(camera_model) == "Embedder(features=24, images=32x16, cameras=3, batch=4)"
+    assert model.camera_codes == () and camera_model.camera_codes == (1, 2, 5)
 
 
 def test_options(model):

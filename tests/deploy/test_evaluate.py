@@ -11,6 +11,7 @@ from ccafl_jax.deploy.archive import read_archive, write_orbax
 from ccafl_jax.deploy.embedder import Embedder
 from ccafl_jax.deploy.evaluate import camera_rows
 from ccafl_jax.deploy.run_folder import read_run, write_run
+from ccafl_jax.training.checkpoints import Checkpoints
 from tests.deploy import tiny
 
 
@@ -92,7 +93,28 @@ def test_a_damaged_run_folder_takes_one_line(tmp_path, damage):
         raw = path.read_text()
         text = raw[:50] if damage == "meta" else raw.replace('"width"', '"breadth"')
         path.write_text(text)
-    message = "cannot be read" if damage != "model" else "describes no model of this version"
+    message = "is damaged" if damage != "model" else "describes no model of this version"
     with pytest.raises(ValueError, match=message) as error:
         read_run(tmp_path)
     assert "\n" not in str(error.value) and str(tmp_path) in str(error.value)
+
+
+def test_a_flipped_bit_of_a_checkpoint_is_found(tmp_path, monkeypatch):
+    """Orbax reads some damaged files without a word."""
+    write_run(tmp_path, tiny.bundle("vit"))
+    restore = Checkpoints.restore
+
+    def flipped(checkpoints, number):
+        state = restore(checkpoints, number)
+        state["params"]["visual/proj"].view(np.uint32)[0, 0] ^= 1
+        return state
+
+    monkeypatch.setattr(Checkpoints, "restore", flipped)
+    with pytest.raises(ValueError, match=r"checkpoint 0 in .* is damaged: its arrays are not"):
+        read_run(tmp_path)
+
+
+def test_a_data_set_that_is_gone(tmp_path):
+    bundle = dataclasses.replace(tiny.bundle("vit"), data_root=str(tmp_path / "gone"))
+    with pytest.raises(FileNotFoundError, match=r"no folder .*gone with the data set: pass --root"):
+        evaluate.evaluate_bundle(bundle)

@@ -173,6 +173,7 @@ def test_overwrite_spares_what_is_no_export(tmp_path):
         ({"formats": []}, "choose from"),
         ({"dtype": "int8"}, "dtype 'int8': choose one of"),
         ({"images": []}, "no images for the parity gate"),
+        ({"dtype": "bfloat16", "formats": ["orbax"]}, "is for stablehlo, which is not asked for"),
     ],
 )
 def test_options(tmp_path, options, message):
@@ -180,3 +181,23 @@ def test_options(tmp_path, options, message):
     with pytest.raises(ValueError, match=message):
         export_model(tiny.bundle("vit"), tmp_path / "out", **options)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_overwrite_spares_files_inside_an_export(tmp_path):
+    export_orbax(tmp_path / "out")
+    (tmp_path / "out" / "orbax" / "notes.txt").write_text("dear")
+    with pytest.raises(FileExistsError, match=r"holds \['notes.txt'\], which no export wrote"):
+        export_orbax(tmp_path / "out", overwrite=True)
+    assert (tmp_path / "out" / "orbax" / "notes.txt").read_text() == "dear"
+
+
+def test_an_empty_folder_is_filled(tmp_path):
+    (tmp_path / "out").mkdir()
+    export_orbax(tmp_path / "out")
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["orbax"]
+
+
+def test_images_that_look_alike_are_named(tmp_path, caplog):
+    images = np.repeat(tiny.pixels(1), 3, axis=0)
+    export_model(tiny.bundle("resnet"), tmp_path / "out", images=images, formats=["orbax"])
+    assert "look alike to the model" in caplog.text

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from ccafl_jax.deploy.parity import check_parity, smallest_cosine
+from ccafl_jax.deploy.parity import check_parity, smallest_cosine, tell_apart
 
 
 def test_cosine_by_hand():
@@ -35,3 +35,11 @@ def test_other_shapes_fail():
         smallest_cosine(np.eye(2), np.ones((2, 3)))
     with pytest.raises(ValueError, match="nothing can be compared"):
         smallest_cosine(np.ones((0, 2)), np.ones((0, 2)))
+
+
+def test_how_far_images_are_told_apart():
+    features = np.array([[1, 0], [3, 4], [2, 0], [0, 5]], np.float32)
+    assert tell_apart(features[:3]) == pytest.approx(3 / 5)
+    assert tell_apart(features) == 0
+    assert tell_apart(features[[0, 2]]) == 1
+    assert tell_apart(features[:1]) == tell_apart(features[:0]) == 1

@@ -153,13 +153,90 @@ def test_the_window_counts_from_the_release():
         (np.zeros((2, 32, 16, 3), np.float32), [0, 0], "images are float32"),
         (np.zeros((2, 16, 32, 3), np.uint8), [0, 0], r"uint8\[2, 16, 32, 3\], expected"),
         (np.zeros((2, 32, 16, 3), np.uint8), None, "needs cameras"),
-        (np.zeros((2, 32, 16, 3), np.uint8), [0, 3], "one for each image, 0 to 2"),
+        (np.zeros((2, 32, 16, 3), np.uint8), [0, 3], "one for each image, integers 0 to 2"),
         (np.zeros((2, 32, 16, 3), np.uint8), [0], "one for each image"),
+        (np.zeros((2, 32, 16, 3), np.uint8), [0.0, 1.0], "integers 0 to 2"),
+        (
+            [np.zeros((32, 16, 3), np.uint8), np.zeros((8, 8), np.uint8)],
+            [0, 0],
+            r"image 1 is uint8",
+        ),
+        ("a.png", [0], "images are <U5"),
     ],
 )
 def test_inputs_are_checked(folder, images, cameras, message):
     with pytest.raises(ValueError, match=message):
         standalone.load(folder)(images, cameras)
+
+
+def test_lists_of_images_and_no_images(folder):
+    embed = standalone.load(folder)
+    images = tiny.pixels(3)
+    np.testing.assert_array_equal(embed(list(images), [0, 1, 2]), embed(images, [0, 1, 2]))
+    for nothing in ([], images[:0]):
+        found = embed(nothing, [])
+        assert found.shape == (0, 24) and found.dtype == np.float32
+
+
+@pytest.fixture
+def command(folder, tmp_path, monkeypatch, capsys):
+    """Runs the command of an export in this process; returns its status and what it said."""
+    load = standalone.load
+    monkeypatch.setattr(standalone, "load", lambda: load(folder))
+    monkeypatch.chdir(tmp_path)
+    np.save("images.npy", tiny.pixels(3))
+    np.save("cameras.npy", [0, 1, 2])
+
+    def run_it(*arguments):
+        monkeypatch.setattr(sys, "argv", ["embed.py", *arguments])
+        status = 0
+        try:
+            standalone.main()
+        except SystemExit as end:
+            status = end.code
+        return status, capsys.readouterr().err
+
+    return run_it
+
+
+def test_the_command_with_and_without_images(command, folder):
+    assert command("images.npy", "out.npy", "--cameras", "cameras.npy", "--batch", "2") == (0, "")
+    expected = standalone.load()(tiny.pixels(3), [0, 1, 2])
+    np.testing.assert_allclose(np.load("out.npy"), expected, rtol=0, atol=1e-6)
+    np.save("none.npy", tiny.pixels(1)[:0])
+    np.save("nocams.npy", np.zeros(0))
+    assert command("none.npy", "out.npy", "--cameras", "nocams.npy") == (0, "")
+    found = np.load("out.npy")
+    assert found.shape == (0, 24) and found.dtype == np.float32
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["gone.npy", "out.npy", "--cameras", "cameras.npy"], "gone.npy: no such file"),
+        (["text.npy", "out.npy", "--cameras", "cameras.npy"], "text.npy is no whole .npy file"),
+        (["empty.npy", "out.npy", "--cameras", "cameras.npy"], "empty.npy is no whole .npy file"),
+        (["cut.npy", "out.npy", "--cameras", "cameras.npy"], "cut.npy is no whole .npy file"),
+        (["zip.npy", "out.npy", "--cameras", "cameras.npy"], "zip.npy is no whole .npy file"),
+        (["images.npy", "out.npy"], "this model needs cameras (--cameras), 0 to 2"),
+        (["images.npy", "out.npy", "--cameras", "gone.npy"], "gone.npy: no such file"),
+        (["images.npy", "out.npy", "--cameras", "few.npy"], "--cameras holds [2] for [3, 32, 16"),
+        (["images.npy", "none/out.npy", "--cameras", "cameras.npy"], "its folder does not exist"),
+        (["images.npy", "out.npy", "--batch", "0"], "--batch is 0; choose 1 or more"),
+        (["cameras.npy", "out.npy", "--cameras", "cameras.npy"], "images are int64[3], expected"),
+    ],
+)
+def test_errors_of_the_command_are_one_line(command, tmp_path, arguments, message):
+    (tmp_path / "text.npy").write_text("a,b")
+    (tmp_path / "empty.npy").touch()
+    (tmp_path / "zip.npy").write_bytes(b"PK\x03\x04")
+    whole = (tmp_path / "images.npy").read_bytes()
+    (tmp_path / "cut.npy").write_bytes(whole[: len(whole) // 2])
+    np.save("few.npy", [0, 1])
+    status, said = command(*arguments)
+    assert status == 2 and said.startswith("error: ") and len(said.splitlines()) == 1
+    assert message in said
+    assert not (tmp_path / "out.npy").exists()
 
 
 def copy(folder, tmp_path, function):
@@ -194,3 +271,7 @@ def test_a_manifest_without_the_model_and_a_missing_file(folder, tmp_path):
     (tmp_path / "manifest.json").write_text(json.dumps(about))
     with pytest.raises(ValueError, match="does not list the model: export again"):
         standalone.load(tmp_path)
+    for text in ("{", "[]", "{}"):
+        (tmp_path / "manifest.json").write_text(text)
+        with pytest.raises(ValueError, match=r"manifest\.json is no manifest of an export"):
+            standalone.load(tmp_path)

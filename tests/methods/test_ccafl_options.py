@@ -285,6 +285,7 @@ DEFAULT = dataclasses.replace(
     sampler=SMALL.sampler,
     icdl=dataclasses.replace(CCAFLConfig().icdl, instances=3),
     data=SMALL.data,
+    model=dataclasses.replace(CCAFLConfig().model, weights=setup.TINY_CLIP),
 )
 
 
@@ -373,3 +374,15 @@ def test_a_recipe_for_one_tower_refuses_the_other(monkeypatch):
 def test_a_camera_scale_without_cameras_is_refused():
     with pytest.raises(ValueError, match="camera_scale needs camera_embedding"):
         from_mapping(CCAFLConfig, {"model": {"camera_scale": 3.0}})
+
+
+def test_weights_must_be_named():
+    with pytest.raises(ValueError, match=r"set --config\.model\.weights to the folder or the Hub"):
+        setup.weights_directory(CCAFLConfig().model)
+    assert (setup.weights_directory(DEFAULT.model) / "open_clip_config.json").is_file()
+
+
+def test_a_vit_has_no_last_stride(monkeypatch):
+    monkeypatch.setattr(setup, "load_clip", lambda *_, **options: small_clip(vit=True))
+    with pytest.raises(ValueError, match=r"last_stride is for ResNets"):
+        setup.load_towers(changed("model.last_stride", 2), "DIR")

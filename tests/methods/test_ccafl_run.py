@@ -58,6 +58,8 @@ def test_trained_model_reproduces_the_final_figures(whole):
     np.testing.assert_allclose(run._score(features)["mAP"], summary["final"]["mAP"], rtol=1e-6)
     assert bundle.source == "ccafl, checkpoint 6"
     assert bundle.metrics["mAP"] == summary["final"]["mAP"]
+    assert bundle.metrics["checkpoint"] == 6
+    assert read_run(workdir, number=5).metrics == {}  # nothing was measured there
     with pytest.raises(FileNotFoundError, match="train first, or check --workdir"):
         read_run(workdir / "nowhere")
 
@@ -194,3 +196,19 @@ def test_a_folder_with_a_model_only_is_no_run_to_resume(tmp_path):
     write_run(tmp_path, dataclasses.replace(bundle, recipe={"method": "ccafl-like"}))
     with pytest.raises(ValueError, match=r"holds a model only \(ccafl-like\), no run to resume"):
         small_run(tmp_path).train(resume=True)
+
+
+def test_missing_texts_are_noticed_before_anything_is_written(tmp_path):
+    with pytest.raises(ValueError, match="need trained prompts"):
+        small_run(tmp_path / "w", stages=("intra",)).train()
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_data_set_in_the_run_folder_moves_with_it(tmp_path):
+    run = small_run(tmp_path / "a", stages=("prompts",))
+    run.dataset = dataclasses.replace(run.dataset, root=str(tmp_path / "a" / "data"))
+    run.train()
+    (tmp_path / "a").rename(tmp_path / "b")
+    assert read_run(tmp_path / "b").data_root == str(tmp_path / "b" / "data")
+    run.dataset = dataclasses.replace(run.dataset, root=str(tmp_path / "elsewhere"))
+    assert run._data_root() == str(tmp_path / "elsewhere")

@@ -67,8 +67,7 @@ def test_activation_must_be_known():
     assert parse_config(changed(quick_gelu=False)).activation == "gelu"
     with pytest.raises(ValueError, match="states 'quick_gelu' but 'gelu'"):
         parse_config(RN50, activation="gelu")
-    with pytest.raises(ValueError, match="choose one of"):
-        parse_config(silent, activation="relu")
+    assert "'relu' was asked for as activation; choose one of" in refused(silent, activation="relu")
 
 
 @pytest.mark.parametrize("value", ["false", 1, 0])
@@ -316,3 +315,42 @@ def test_file_beside_that_tells_nothing(tmp_path, beside):
     with pytest.raises(ValueError, match=r"open_clip_config\.json does not state quick_gelu"):
         read_config(tmp_path)
     assert read_config(tmp_path, activation="gelu").activation == "gelu"
+
+
+def in_transformers(section, **sizes):
+    raw = config_to_transformers(parse_config(VIT_B_32))
+    raw[section] |= sizes
+    return raw
+
+
+@pytest.mark.parametrize(
+    ("raw", "named"),
+    [
+        (changed(VIT_B_32, vision_cfg={"layers": 1}), "an image tower of 1 blocks"),
+        (changed(VIT_B_32, vision_cfg={"patch_stride": 0}), "patch_stride is 0; expected a whole"),
+        (changed(VIT_B_32, vision_cfg={"patch_stride": 33}), "patch stride 33 must lie between 1"),
+        (changed(VIT_B_32, vision_cfg={"head_width": 1536}), "a divisor of the width 768"),
+        (changed(RN50, vision_cfg={"last_stride": 3}), "last_stride is 3; choose 1 or 2"),
+        (changed(RN50, vision_cfg={"image_size": 100}), "not a multiple of the total stride"),
+        (in_transformers("vision_config", num_attention_heads=7), "7 image heads do not divide"),
+        (in_transformers("vision_config", num_hidden_layers=1), "an image tower of 1 blocks"),
+        (in_transformers("vision_config", patch_size=0), "patch_size is 0; expected a whole"),
+        (in_transformers("text_config", num_attention_heads=7), "7 text heads do not divide"),
+        (in_transformers("text_config", hidden_act="relu"), 'hidden_act is "relu"; expected'),
+    ],
+)
+def test_sizes_that_no_tower_has_name_the_file(raw, named):
+    assert named in refused(raw)
+
+
+@pytest.mark.parametrize(
+    ("raw", "name"),
+    [
+        ({"model_type": "siglip", "vision_config": {}, "text_config": {}}, "siglip"),
+        ({"model_type": "bert", "hidden_size": 768}, "bert"),
+        ({"architectures": ["BertModel"], "hidden_size": 768}, "BertModel"),
+        ({"architecture": "vit_base_patch16_224", "num_classes": 0}, "vit_base_patch16_224"),
+    ],
+)
+def test_configurations_of_other_models(raw, name):
+    assert f"this is the configuration of a {name} model, not a CLIP" in refused(raw)

@@ -1,4 +1,5 @@
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -59,3 +60,35 @@ def test_no_files(tmp_path):
     for place in (tmp_path, tmp_path / "nowhere"):
         with pytest.raises(FileNotFoundError, match=r"tokenizer.json, or vocab.json and merges"):
             Tokenizer(place)
+
+
+def cut(name, end):
+    return lambda folder: (folder / name).write_bytes((folder / name).read_bytes()[:end])
+
+
+def without_photo(folder):
+    vocab = json.loads((folder / "vocab.json").read_text())
+    del vocab["photo</w>"]
+    (folder / "vocab.json").write_text(json.dumps(vocab))
+
+
+@pytest.mark.parametrize(
+    ("damage", "reason"),
+    [
+        (cut("vocab.json", 300), "EOF while parsing"),
+        (cut("vocab.json", 0), "EOF while parsing"),
+        (cut("merges.txt", 15), "Merges text file invalid"),
+        (cut("merges.txt", 22), r"no merge makes 10 tokens, e.g. \['phot', 'photo</w>', 'of</w>'"),
+        (cut("merges.txt", 0), "no merge makes 12 tokens"),
+        (without_photo, "`photo</w>` out of vocabulary"),
+        (lambda folder: (folder / "tokenizer.json").write_text("{"), "Expecting property name"),
+    ],
+)
+def test_damaged_files(directory, tmp_path, damage, reason):
+    folder = tmp_path / "clip"
+    shutil.copytree(directory, folder)
+    damage(folder)
+    with pytest.raises(ValueError, match=rf"clip: the tokenizer files are .*{reason}") as error:
+        Tokenizer(folder)
+    assert "fetch tokenizer.json, or vocab.json and merges.txt" in str(error.value)
+    assert "\n" not in str(error.value)

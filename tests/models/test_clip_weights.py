@@ -114,6 +114,14 @@ def test_missing_and_extra_tensors_are_listed(tmp_path, tensors):
     assert "\n" not in message
 
 
+def test_a_prefix_of_all_names_has_a_cure(tmp_path, tensors):
+    wrapped = {f"module.{name}": x for name, x in tensors.items()}
+    with pytest.raises(ValueError, match=r"starts with module\., which .* --to-safetensors FILE"):
+        load_clip(write(tmp_path / "a", wrapped))
+    with pytest.raises(ValueError, match="check that configuration and weights belong together"):
+        load_clip(write(tmp_path / "b", {**wrapped, "other": np.zeros(1, np.float32)}))
+
+
 def test_misshapen_tensor_is_named(tmp_path, tensors):
     changed = {**tensors, "transformer.resblocks.0.mlp.c_fc.weight": np.zeros((8, 32), "f4")}
     with pytest.raises(ValueError, match=r"c_fc.weight has shape \[8, 32\].*expects \[32, 8\]"):

@@ -192,6 +192,18 @@ def test_missing_shard(tmp_path):
     assert f"{index} lists ['{second.name}']" in message
 
 
+def test_shards_without_their_index(tmp_path):
+    index, first, second = make_shards(tmp_path)
+    index.unlink()
+    message = error_of(lambda: weight_files(tmp_path), FileNotFoundError)
+    assert f"{first.name!r}, {second.name!r}], without their index: place" in message
+    assert "*.safetensors.index.json" in message
+    second.unlink()  # a part of a model is not taken for the model
+    assert "without their index" in error_of(lambda: weight_files(tmp_path), FileNotFoundError)
+    only = first.rename(tmp_path / "model-00001-of-00001.safetensors")
+    assert weight_files(tmp_path) == [only]
+
+
 def test_index_lists_a_tensor_that_its_shard_lacks(tmp_path):
     _, first, second = make_shards(tmp_path)
     write_tensors(second, {"renamed": np.ones(8, np.float32)})

@@ -80,3 +80,27 @@ def test_train_then_evaluate(tmp_path):
     assert again.returncode == 0, again.stderr
     resumed = json.loads((workdir / "summary.json").read_text())
     assert resumed["final"] == summary["final"]
+
+
+@pytest.mark.ci
+def test_overwrite_removes_a_run_only_when_the_new_one_can_start(tmp_path):
+    workdir = tmp_path / "w"
+    train = ["scripts/train.py", *DEMO, "--workdir", workdir, "--stages", "prompts"]
+    assert run(*train).returncode == 0
+    kept = sorted(path.name for path in workdir.iterdir())
+    for wrong in ("--config.model.weights=nowhere", "--config.data.root=nowhere"):
+        one_line_error(run(*train, "--overwrite", wrong))
+        assert sorted(path.name for path in workdir.iterdir()) == kept
+    both = run(*train, "--overwrite", "--resume")
+    assert both.returncode == 2 and "not allowed with argument" in both.stderr
+    assert run(*train, "--overwrite").returncode == 0
+
+
+@pytest.mark.ci
+def test_a_recipe_for_real_data_asks_for_weights(tmp_path):
+    finished = run(
+        "scripts/train.py", "--config", "configs/ccafl_market1501.py", "--workdir", tmp_path / "w",
+        "--config.data.root=DIR",
+    )  # fmt: skip
+    assert "no weights: set --config.model.weights" in one_line_error(finished)
+    assert not (tmp_path / "w").exists()

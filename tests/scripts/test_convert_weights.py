@@ -172,7 +172,7 @@ def test_to_safetensors_keeps_names_and_values(script, pickled, tmp_path, monkey
     assert "2 tensors written" in capsys.readouterr().out
     with pytest.raises(FileExistsError, match="exists; choose another file"):
         script.to_safetensors(pickled, out)
-    with pytest.raises(ValueError, match="is a safetensors file already"):
+    with pytest.raises(ValueError, match=r"is a safetensors file already, .* no prefix"):
         script.to_safetensors(out, tmp_path / "b.safetensors")
     with pytest.raises(ValueError, match=r"does not end in .safetensors"):
         script.to_safetensors(pickled, tmp_path / "b.bin")
@@ -182,6 +182,17 @@ def test_to_safetensors_keeps_names_and_values(script, pickled, tmp_path, monkey
     with pytest.raises(ValueError, match=r"model.pth: tensor visual.proj holds 1 of 2 values"):
         script.to_safetensors(pickled, tmp_path / "c.safetensors")
     assert sorted(p.name for p in tmp_path.iterdir()) == ["model.pth", "model.safetensors"]
+
+
+def test_a_prefix_is_taken_off_safetensors_too(script, tmp_path, monkeypatch, capsys):
+    monkeypatch.setitem(sys.modules, "torch", None)
+    value = np.ones((2, 3), np.float16)
+    path = write_tensors(tmp_path / "a.safetensors", {"module.visual.proj": value})
+    script.to_safetensors(path, tmp_path / "b.safetensors")
+    with TensorFiles(tmp_path / "b.safetensors") as files:
+        assert list(files) == ["visual.proj"] and files.dtype("visual.proj") == np.float16
+        np.testing.assert_array_equal(files["visual.proj"], value)
+    assert "taken off every name: module." in capsys.readouterr().out
 
 
 class Trap:

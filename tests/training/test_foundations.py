@@ -10,7 +10,7 @@ import pytest
 from flax import nnx
 
 from ccafl_jax.models.layers import BatchNorm
-from ccafl_jax.training.checkpoints import Checkpoints, leaves_by_path, restore_leaves
+from ccafl_jax.training.checkpoints import Checkpoints, digest, leaves_by_path, restore_leaves
 from ccafl_jax.training.extract import make_extractor
 from ccafl_jax.training.log import RunLog
 from ccafl_jax.training.optimizers import coupled_adam, grouped
@@ -116,3 +116,33 @@ def test_log_drops_what_a_resumed_run_will_write_again(tmp_path):
     lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
     assert [(line["epoch"], line["loss"]) for line in lines] == [(0, 1.0), (1, 0.5), (2, 7.0)]
     assert list((tmp_path / "tensorboard").iterdir())
+
+
+def test_checkpoints_are_made_on_the_first_save_only(tmp_path):
+    with Checkpoints(tmp_path / "c") as checkpoints:
+        assert checkpoints.latest() is None
+        with pytest.raises(FileNotFoundError, match="no complete checkpoint"):
+            checkpoints.restore_meta()
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_checkpoint_that_is_not_there(tmp_path):
+    with Checkpoints(tmp_path / "c") as checkpoints:
+        checkpoints.save(3, {"a": jnp.ones(2)}, {})
+        with pytest.raises(FileNotFoundError, match=r"no checkpoint 4 in .*; there are \[3\]"):
+            checkpoints.restore(4)
+
+
+def test_digest_sees_every_name_type_shape_and_bit():
+    arrays = {"a": np.arange(6.0, dtype=np.float32), "b": np.zeros(2, np.int32)}
+    same = {"b": jnp.zeros(2, jnp.int32), "a": jnp.arange(6.0)}
+    assert digest(arrays) == digest(same)
+    nudged = np.nextafter(arrays["a"], 9, dtype=np.float32)
+    others = [
+        {"c": arrays["a"], "b": arrays["b"]},
+        arrays | {"a": arrays["a"].reshape(2, 3)},
+        arrays | {"b": np.zeros(2, np.float32)},
+        arrays | {"a": nudged},
+        arrays | {"c": np.zeros(0)},
+    ]
+    assert len({digest(x) for x in [arrays, *others]}) == 6

@@ -45,8 +45,8 @@ class ModelConfig:
     """The image and text towers.
 
     Attributes:
-      weights: folder or Hub id of a CLIP checkpoint, whose config tells the kind of tower; empty
-        means the tiny CLIP shipped with the package.
+      weights: folder or Hub id of a CLIP checkpoint, whose config tells the kind of tower; or
+        `tiny_clip`, the small one shipped with the package.
       tower: `resnet` or `vit`, the kind that the recipe is made for: weights of the other kind
         are an error; empty takes both.
       activation: `quick_gelu` or `gelu`, for checkpoints whose config does not state it.

@@ -36,7 +36,13 @@ from ccafl_jax.models.prompts import init_prompts, prompt_template, template_emb
 from ccafl_jax.pseudo_labels.cross_camera import diagnostics
 from ccafl_jax.report.summary import result_table, summary_rows, write_json
 from ccafl_jax.training.checkpoints import Checkpoints
-from ccafl_jax.training.description import Preprocess, check_format, describe_model
+from ccafl_jax.training.description import (
+    Preprocess,
+    check_digest,
+    check_format,
+    describe_model,
+    model_digest,
+)
 from ccafl_jax.training.extract import Extractor
 from ccafl_jax.training.features import feature_extractor, query_then_gallery, score
 from ccafl_jax.training.log import RunLog, format_line
@@ -161,6 +167,8 @@ class Run:
                 f"{self.workdir} already holds checkpoints: continue with --resume, start anew "
                 "with --overwrite, or choose another --workdir"
             )
+        if {"intra", "inter"} & set(self.config.stages):
+            self._check_texts()
         self.log = RunLog(self.workdir, resume_at=self.progress.next_epochs() if resume else None)
         self._seconds_before = self.progress.seconds
         if self.progress.zero_shot is None:
@@ -290,7 +298,6 @@ class Run:
             start = self.progress.encoder_epochs = border
         if start >= stop:
             return
-        self._check_texts()
         steps: dict[Phase, Callable] = {}
         bar = tqdm(
             total=(stop - start) * schedule.iterations,
@@ -320,7 +327,8 @@ class Run:
                 if ends:
                     seconds = time.monotonic() - clock
                     clock = time.monotonic()
-                    self.progress.stages.append({"name": ends, **result, "seconds": seconds})
+                    measured = {"checkpoint": self.progress.number, "seconds": seconds}
+                    self.progress.stages.append({"name": ends, **result, **measured})
             self.progress.gid_accuracy = scalars["gid_accuracy"]
             self.log.write("encoder", epoch, scalars)
             tqdm.write(f"epoch {epoch + 1}/{schedule.epochs} {phase.name}: " + _epoch_line(scalars))
@@ -328,8 +336,8 @@ class Run:
         bar.close()
 
     def _check_texts(self) -> None:
-        text = self.config.text
-        if self.class_text is None and (text.intra or text.inter):
+        text, stages = self.config.text, self.config.stages
+        if "prompts" not in stages and self.class_text is None and (text.intra or text.inter):
             raise ValueError(
                 "the text losses need trained prompts: run with --stages prompts first (then "
                 "--resume), or set text.intra and text.inter to False"
@@ -447,11 +455,19 @@ class Run:
             "config": _jsonable(dataclasses.asdict(self.config)),
             "progress": self.progress.to_json(),
             "classes": self.num_classes,
-            "data_root": self.dataset.root,
+            "digest": model_digest(self.state.params, self.state.batch_stats),
+            "data_root": self._data_root(),
             "camera_codes": list(self.dataset.camera_codes),
         }
         tree = pack(self.state, self.prompt_state, self.class_text)
         self.checkpoints.save(self.progress.number, tree, meta)
+
+    def _data_root(self) -> str:
+        """The data set's folder, relative where it lies in the run folder and moves with it."""
+        root = pathlib.Path(self.dataset.root or ".").resolve()
+        workdir = self.workdir.resolve()
+        inside = self.dataset.root and root.is_relative_to(workdir)
+        return str(root.relative_to(workdir)) if inside else self.dataset.root
 
     def _description(self) -> dict:
         data, augment = self.config.data, self.config.augment
@@ -477,7 +493,9 @@ class Run:
                     f"{self.workdir} was started with other options: {key}."
                     f"{_difference(meta[key], value)}; resume with those"
                 )
-        restored = unpack(self.checkpoints.restore(), self.state, self.prompt_state)
+        tree = self.checkpoints.restore()
+        check_digest(meta, tree["params"], tree["batch_stats"], where=str(self.workdir))
+        restored = unpack(tree, self.state, self.prompt_state)
         self.state, self.prompt_state, self.class_text = replicate(restored, self.mesh)
         self.progress = Progress.from_json(meta["progress"])
         log.info(
@@ -494,7 +512,7 @@ class Run:
             "method": "ccafl",
             "zero_shot": progress.zero_shot,
             "stages": progress.stages,
-            "final": {k: v for k, v in final.items() if k not in ("name", "seconds")},
+            "final": {k: v for k, v in final.items() if k not in ("name", "checkpoint", "seconds")},
             "seconds": self._seconds_before + self.log.seconds,
             "published": self.config.published,
             "dataset": self.dataset.name,

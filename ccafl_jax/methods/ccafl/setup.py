@@ -17,6 +17,9 @@ from ccafl_jax.models.clip import CLIP, Tokenizer, ViTConfig, load_clip
 from ccafl_jax.models.hub import local_directory
 from ccafl_jax.models.layers import Compute
 
+TINY_CLIP = "tiny_clip"
+"""Name of the CLIP that is shipped with the package, for small synthetic images."""
+
 log = logging.getLogger("ccafl_jax")
 
 
@@ -62,10 +65,20 @@ def read_images(dataset: ReIDDataset, config: DataConfig) -> Images:
 
 
 def weights_directory(config: ModelConfig) -> pathlib.Path:
-    """The folder of the CLIP checkpoint (fetched, if a Hub id); else the shipped tiny CLIP's."""
-    if config.weights:
-        return local_directory(config.weights)
-    return pathlib.Path(str(importlib.resources.files("ccafl_jax") / "assets" / "tiny_clip"))
+    """The folder of the CLIP checkpoint, fetched if it is named by a Hub id.
+
+    Raises:
+      FileNotFoundError: there is none.
+      ValueError: none is named.
+    """
+    if not config.weights:
+        raise ValueError(
+            "no weights: set --config.model.weights to the folder or the Hub id of a CLIP "
+            f"checkpoint, or to {TINY_CLIP}, the small one of the demonstration"
+        )
+    if config.weights == TINY_CLIP:
+        return pathlib.Path(str(importlib.resources.files("ccafl_jax") / "assets" / TINY_CLIP))
+    return local_directory(config.weights)
 
 
 def load_towers(config: CCAFLConfig, directory: pathlib.Path) -> CLIP:
@@ -78,10 +91,14 @@ def load_towers(config: CCAFLConfig, directory: pathlib.Path) -> CLIP:
         activation=config.model.activation or None,
         compute=Compute(dtype=jnp.dtype(config.model.compute_dtype), remat=config.model.remat),
     )
-    kind = "vit" if isinstance(clip.config.vision, ViTConfig) else "resnet"
+    vision = clip.config.vision
+    log.info("weights: %s, %s, %s", directory, vision, clip.config.activation)
+    kind = "vit" if isinstance(vision, ViTConfig) else "resnet"
     if config.model.tower not in ("", kind):
         raise ValueError(
             f"the recipe is for a {config.model.tower} tower and {directory} holds a {kind}: set "
             f"--config.model.weights to a CLIP with a {config.model.tower}, or model.tower to ''"
         )
+    if kind == "vit" and config.model.last_stride != 1:
+        raise ValueError("model.last_stride is for ResNets and these weights are a ViT's; drop it")
     return clip

@@ -86,11 +86,17 @@ def parse_config(
       source: name of the file for messages.
 
     Raises:
-      ValueError: on a missing key, a value of the wrong kind, a key or value that asks for another
-        computation than that of CLIP's towers, an activation that is not stated, or one that
-        contradicts the file.
+      ValueError: on the configuration of another model, a missing key, a value of the wrong kind,
+        a key or value that asks for another computation than that of CLIP's towers, an activation
+        that is not stated, or one that contradicts the file.
     """
     file = Section(raw, source)
+    other = _other_model(raw)
+    if other:
+        raise ValueError(
+            f"{source}: this is the configuration of a {other} model, not a CLIP; use a checkpoint "
+            "with a CLIP's open_clip_config.json, or config.json of model_type clip"
+        )
     if _TRANSFORMERS & raw.keys() and not _OPEN_CLIP & raw.keys():
         return from_transformers(file, activation)
     return from_open_clip(file, activation)
@@ -101,6 +107,19 @@ def _load(path: pathlib.Path):
         return json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
         raise ValueError(f"{path} is no JSON ({error}): fetch it again") from None
+
+
+def _other_model(raw: Mapping) -> str | None:
+    """What another kind of model calls itself: in transformers' files, or in timm's."""
+    if _OPEN_CLIP & raw.keys():
+        return None
+    names = [raw.get("model_type")]
+    if not _TRANSFORMERS & raw.keys():
+        architectures = raw.get("architectures")
+        names += [raw.get("architecture")]
+        names += architectures if isinstance(architectures, list) else []
+    name = next((name for name in names if isinstance(name, str)), None)
+    return None if name in ("clip", "CLIPModel") else name
 
 
 def _activation_beside(raw: Mapping, other: pathlib.Path) -> str | None:

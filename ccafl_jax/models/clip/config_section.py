@@ -4,6 +4,8 @@ import json
 import math
 from collections.abc import Callable, Collection, Mapping
 
+from ccafl_jax.models.clip.config import ACTIVATIONS
+
 ANY = object()
 """Stands for every value of a key that does not change what a tower computes."""
 
@@ -128,8 +130,12 @@ def settle_activation(stated: str | None, asked: str | None, *, key: str, source
       source: name of the file.
 
     Raises:
-      ValueError: if neither is there, or if they differ.
+      ValueError: if neither is there, if they differ, or if what was asked for is unknown.
     """
+    if asked not in (None, *ACTIVATIONS):
+        raise ValueError(
+            f"{source}: {asked!r} was asked for as activation; choose one of {ACTIVATIONS}"
+        )
     if stated is None and asked is None:
         raise ValueError(f"{source} does not state {key}; {ASK_FOR_ACTIVATION}")
     if stated and asked and stated != asked:

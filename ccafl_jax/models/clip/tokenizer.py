@@ -1,7 +1,9 @@
 """Texts to token ids with the tokenizer files of a model directory."""
 
+import json
 import os
 import pathlib
+from collections.abc import Mapping
 
 import numpy as np
 
@@ -18,6 +20,7 @@ class Tokenizer:
         Raises:
           FileNotFoundError: if the files are not there.
           ImportError: if transformers is not installed.
+          ValueError: if the files are damaged or do not belong together.
         """
         directory = pathlib.Path(directory)
         names = {path.name for path in directory.iterdir()} if directory.is_dir() else set()
@@ -32,9 +35,18 @@ class Tokenizer:
             from transformers import CLIPTokenizer
         except ImportError as error:
             raise ImportError("tokenizing needs transformers: pip install transformers") from error
-        self._tokenizer = CLIPTokenizer.from_pretrained(str(directory), local_files_only=True)
-        self.start = int(self._tokenizer.bos_token_id)
-        self.end = int(self._tokenizer.eos_token_id)
+        try:
+            self._tokenizer = CLIPTokenizer.from_pretrained(str(directory), local_files_only=True)
+            self.start = int(self._tokenizer.bos_token_id)
+            self.end = int(self._tokenizer.eos_token_id)
+            unmade = _unmade(json.loads(self._tokenizer.backend_tokenizer.to_str()))
+        except Exception as error:  # the library raises bare Exceptions and many other kinds
+            reason = " ".join(str(error).split()) or type(error).__name__
+            raise ValueError(_damaged(directory, reason)) from error
+        if unmade:
+            raise ValueError(
+                _damaged(directory, f"no merge makes {len(unmade)} tokens, e.g. {unmade[:3]}")
+            )
 
     def encode(self, texts: list[str], context_length: int = 77) -> tuple[np.ndarray, np.ndarray]:
         """Token ids with start and end tokens.
@@ -62,3 +74,22 @@ class Tokenizer:
             ids[row, : len(tokens)] = tokens
             eot[row] = len(tokens) - 1
         return ids, eot
+
+
+def _unmade(tokenizer: Mapping) -> list[str]:
+    """Tokens that no merge makes: merges.txt may be cut short and yet be read without complaint.
+
+    Args:
+      tokenizer: in the form of `tokenizer.json`.
+    """
+    model = tokenizer["model"]
+    pairs = (merge.split(" ") if isinstance(merge, str) else merge for merge in model["merges"])
+    made = {"".join(pair) for pair in pairs} | {t["content"] for t in tokenizer["added_tokens"]}
+    return [t for t in model["vocab"] if len(t.removesuffix("</w>")) > 1 and t not in made]
+
+
+def _damaged(directory: pathlib.Path, reason: str) -> str:
+    return (
+        f"{directory}: the tokenizer files are damaged or do not belong together ({reason}); fetch "
+        "tokenizer.json, or vocab.json and merges.txt, of the model again"
+    )
