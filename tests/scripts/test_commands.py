@@ -60,7 +60,7 @@ def test_missing_recipe_and_missing_run(tmp_path):
     finished = run("scripts/train.py", "--config", "configs/none.py", "--workdir", tmp_path)
     assert "the recipes are in configs/" in one_line_error(finished)
     finished = run("scripts/evaluate.py", "--workdir", tmp_path / "none")
-    assert "train first, or check --workdir" in one_line_error(finished)
+    assert "no such folder; name a run folder" in one_line_error(finished)
 
 
 @pytest.mark.ci
