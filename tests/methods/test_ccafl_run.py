@@ -211,4 +211,4 @@ def test_a_data_set_in_the_run_folder_moves_with_it(tmp_path):
     (tmp_path / "a").rename(tmp_path / "b")
     assert read_run(tmp_path / "b").data_root == str(tmp_path / "b" / "data")
     run.dataset = dataclasses.replace(run.dataset, root=str(tmp_path / "elsewhere"))
-    assert run._data_root() == str(tmp_path / "elsewhere")
+    assert run._description()["data_root"] == str(tmp_path / "elsewhere")

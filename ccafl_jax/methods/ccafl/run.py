@@ -6,7 +6,6 @@ functions of (seed, epoch or step), so nothing but the state has to be carried o
 """
 
 import dataclasses
-import json
 import logging
 import pathlib
 import time
@@ -22,6 +21,7 @@ from ccafl_jax.data.samplers import plan, shuffled_batches
 from ccafl_jax.memory import draw_instances
 from ccafl_jax.methods.ccafl import memories, prompts
 from ccafl_jax.methods.ccafl.config import CCAFLConfig
+from ccafl_jax.methods.ccafl.metadata import check_resumable, describe_checkpoint, describe_run
 from ccafl_jax.methods.ccafl.model import image_model
 from ccafl_jax.methods.ccafl.phases import (
     Context,
@@ -36,13 +36,7 @@ from ccafl_jax.models.prompts import init_prompts, prompt_template, template_emb
 from ccafl_jax.pseudo_labels.cross_camera import diagnostics
 from ccafl_jax.report.summary import result_table, summary_rows, write_json
 from ccafl_jax.training.checkpoints import Checkpoints
-from ccafl_jax.training.description import (
-    Preprocess,
-    check_digest,
-    check_format,
-    describe_model,
-    model_digest,
-)
+from ccafl_jax.training.description import check_digest
 from ccafl_jax.training.extract import Extractor
 from ccafl_jax.training.features import feature_extractor, query_then_gallery, score
 from ccafl_jax.training.log import RunLog, format_line
@@ -450,49 +444,22 @@ class Run:
 
     def _save(self) -> None:
         self.progress.seconds = self._seconds_before + self.log.seconds
-        meta = self._description() | {
-            "method": "ccafl",
-            "config": _jsonable(dataclasses.asdict(self.config)),
-            "progress": self.progress.to_json(),
-            "classes": self.num_classes,
-            "digest": model_digest(self.state.params, self.state.batch_stats),
-            "data_root": self._data_root(),
-            "camera_codes": list(self.dataset.camera_codes),
-        }
+        meta = describe_checkpoint(self._description(), self.progress, self.state)
         tree = pack(self.state, self.prompt_state, self.class_text)
         self.checkpoints.save(self.progress.number, tree, meta)
 
-    def _data_root(self) -> str:
-        """The data set's folder, relative where it lies in the run folder and moves with it."""
-        root = pathlib.Path(self.dataset.root or ".").resolve()
-        workdir = self.workdir.resolve()
-        inside = self.dataset.root and root.is_relative_to(workdir)
-        return str(root.relative_to(workdir)) if inside else self.dataset.root
-
     def _description(self) -> dict:
-        data, augment = self.config.data, self.config.augment
-        preprocess = Preprocess(data.height, data.width, augment.mean, augment.std)
-        return _jsonable(describe_model(self.model_config, preprocess))
+        return describe_run(
+            self.config,
+            self.model_config,
+            self.dataset,
+            workdir=self.workdir,
+            classes=self.num_classes,
+        )
 
     def _restore(self) -> None:
         meta = self.checkpoints.restore_meta()
-        check_format(meta, str(self.workdir))
-        if meta["method"] != "ccafl":
-            raise ValueError(
-                f"{self.workdir} holds a model only ({meta['method']}), no run to resume: choose "
-                "another --workdir"
-            )
-        if meta["classes"] != self.num_classes:
-            raise ValueError(
-                f"the checkpoint in {self.workdir} has {meta['classes']} classes, the training set "
-                f"has {self.num_classes}: point data.root at the set it was trained on"
-            )
-        for key, value in self._description().items():
-            if meta[key] != value:
-                raise ValueError(
-                    f"{self.workdir} was started with other options: {key}."
-                    f"{_difference(meta[key], value)}; resume with those"
-                )
+        check_resumable(meta, self._description(), self.workdir)
         tree = self.checkpoints.restore()
         check_digest(meta, tree["params"], tree["batch_stats"], where=str(self.workdir))
         restored = unpack(tree, self.state, self.prompt_state)
@@ -540,18 +507,3 @@ def _epoch_line(scalars: dict[str, float]) -> str:
         if key in scalars:
             shown[key.removeprefix("association_")] = scalars[key]
     return format_line(shown)
-
-
-def _jsonable(value):
-    return json.loads(json.dumps(value))
-
-
-def _difference(stored: dict, asked: dict) -> str:
-    """The first entry in which two nested dictionaries differ."""
-    for key in stored.keys() | asked.keys():
-        left, right = stored.get(key), asked.get(key)
-        if isinstance(left, dict) and isinstance(right, dict) and left != right:
-            return f"{key}.{_difference(left, right)}"
-        if left != right:
-            return f"{key} is {left} there and {right} here"
-    return ""
