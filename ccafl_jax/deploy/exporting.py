@@ -145,8 +145,8 @@ def _check_out(
             f"{out} holds {sorted(set(there) & set(formats))} already; choose another --out, or "
             "pass --overwrite"
         )
-    mine = manifest.fingerprint(bundle)
     others = [k for k in there if k not in formats]
+    mine = manifest.fingerprint(bundle) if others else ""  # reads every array
     foreign = [k for k in others if manifest.read(out / k).get("fingerprint") != mine]
     if foreign:
         raise FileExistsError(

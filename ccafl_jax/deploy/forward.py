@@ -10,6 +10,7 @@ from flax import nnx
 from ccafl_jax.data.augment import normalize
 from ccafl_jax.deploy.bundle import ModelBundle
 from ccafl_jax.models.layers import Compute
+from ccafl_jax.models.named_tensors import variables_by_path
 from ccafl_jax.models.reid import CLIPReID, ReIDConfig, build_reid
 from ccafl_jax.training.description import Preprocess
 from ccafl_jax.training.state import FlatDict, merge_model
@@ -70,8 +71,8 @@ def abstract_model(model: ReIDConfig, *, compute: Compute | None = None) -> CLIP
 
 def shapes_of(model: CLIPReID, kind: type) -> dict[str, jax.ShapeDtypeStruct]:
     """Shape and dtype of every variable of a kind, by path."""
-    flat = nnx.to_flat_state(nnx.state(model, kind))
-    return {"/".join(map(str, path)): variable.get_value() for path, variable in flat}
+    variables = variables_by_path(model, kind)
+    return {path: variable.get_value() for path, variable in variables.items()}
 
 
 def check_arrays(found: Mapping[str, jax.Array], model: CLIPReID, kind: type, where: str) -> None:

@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 
+from ccafl_jax.data.augment import IMAGENET_MEAN, IMAGENET_STD
 from ccafl_jax.models.clip.config import ACTIVATIONS, ResNetConfig, VisionConfig, ViTConfig
 from ccafl_jax.models.reid import HeadConfig, ReIDConfig
 from ccafl_jax.training.description import Preprocess
@@ -22,7 +23,7 @@ CAMERA_SCALE = 1.0
 Source: the training command and the person configurations that CLIP-ReID publishes. The default
 of its code, 3.0, is not what they use.
 """
-IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+IMAGENET = (IMAGENET_MEAN, IMAGENET_STD)
 HALF = ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
 COMMON_SIZES = ((256, 128), (384, 128), (384, 192), (224, 224), (256, 256))
 

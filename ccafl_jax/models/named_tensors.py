@@ -60,10 +60,10 @@ THREE_LINEAR = Layout(  # file: query, key and value apart, [out, in] each
 THREE_BIASES = Layout(lambda *parts: np.concatenate(parts), lambda x: tuple(np.split(x, 3)))
 
 
-def variables_by_path(model: nnx.Module) -> dict[str, nnx.Variable]:
-    """Parameters and running statistics of a model, by path."""
-    kinds = (nnx.Param, nnx.BatchStat)
-    flat = nnx.to_flat_state(nnx.state(model, nnx.filterlib.Any(*kinds)))
+def variables_by_path(model: nnx.Module, *kinds: type[nnx.Variable]) -> dict[str, nnx.Variable]:
+    """The variables of some kinds by path; by default parameters and running statistics."""
+    wanted = nnx.filterlib.Any(*(kinds or (nnx.Param, nnx.BatchStat)))
+    flat = nnx.to_flat_state(nnx.state(model, wanted))
     return {"/".join(map(str, path)): variable for path, variable in flat}
 
 
