@@ -402,19 +402,6 @@ def table(figures: dict) -> str:
     return "\n".join(lines)
 
 
-def with_table(page: str, figures: dict) -> str:
-    """A page with the text between its audit markers replaced by the table.
-
-    Raises:
-      ValueError: if the page has no markers.
-    """
-    begin, end = "<!-- audit table -->", "<!-- end of audit table -->"
-    if begin not in page or end not in page:
-        raise ValueError(f"the page has no {begin} and {end}; add them where the table belongs")
-    head, rest = page.split(begin, 1)
-    return f"{head}{begin}\n{table(figures)}\n{end}{rest.split(end, 1)[1]}"
-
-
 def chance_map(query: Split, gallery: Split) -> float:
     """Scores the mAP of random features."""
     rng = np.random.default_rng(0)

@@ -26,7 +26,10 @@ def main() -> None:
         type=pathlib.Path,
         help="folder of the run, or of an orbax or safetensors export",
     )
-    parser.add_argument("--root", default="", help="another data set in Market-1501 layout")
+    parser.add_argument("--root", default="", help="folder of another data set, raw or prepared")
+    parser.add_argument(
+        "--dataset", default="", help="name of the data set in --root (default: as trained)"
+    )
     parser.add_argument("--epoch", type=int, help="number of the checkpoint (default: the last)")
     parser.add_argument("--batch", type=int, default=128, help="images a call of the encoder")
     parser.add_argument(
@@ -54,6 +57,7 @@ def evaluate(arguments: argparse.Namespace) -> None:
     trained = bundle.recipe.get("config", {})
     metrics = evaluate_bundle(
         bundle,
+        name=arguments.dataset,
         root=arguments.root,
         batch=arguments.batch,
         compute_dtype=trained.get("model", {}).get("compute_dtype", "float32"),

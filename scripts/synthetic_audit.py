@@ -16,6 +16,7 @@ from pathlib import Path
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 
+from ccafl_jax.report.pages import with_table
 from data_prep import audit, synthetic
 
 
@@ -32,7 +33,8 @@ def main() -> int:
     options = parser.parse_args()
     if options.render_docs:
         figures, page = options.render_docs
-        page.write_text(audit.with_table(page.read_text(), json.loads(figures.read_text())))
+        table = audit.table(json.loads(figures.read_text()))
+        page.write_text(with_table(page.read_text(), "audit", table))
         return 0
     features = audit.clip_features(options.clip) if options.clip else None
     results = []

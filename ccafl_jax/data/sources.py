@@ -1,79 +1,91 @@
-"""Image files to arrays: decoding and resizing happen once, when a set is loaded."""
+"""Where encoded images lie and how one of them becomes an array."""
 
-import concurrent.futures
+import dataclasses
+import hashlib
+import io
 import os
-from collections.abc import Sequence
+import pathlib
 from typing import TYPE_CHECKING
 
 import numpy as np
 
+from ccafl_jax.data.names import Names
+from ccafl_jax.options import require, require_choice
+
 if TYPE_CHECKING:
     from PIL import Image
 
-_FILES_PER_TASK = 32
+FILTERS = ("bicubic", "bilinear", "lanczos")
 
 
 class DeepPixels(ValueError):
     """A picture of more than 8 bits a channel, which PIL would clip without a word."""
 
 
-def load_images(
-    paths: Sequence[str | os.PathLike],
-    height: int,
-    width: int,
-    *,
-    progress: bool = True,
-    workers: int | None = None,
-) -> np.ndarray:
-    """Decodes and resizes images into one array that stays in memory.
+@dataclasses.dataclass(frozen=True)
+class PixelFormat:
+    """What images become when they are loaded.
 
-    Args:
-      paths: n image files.
-      height: rows of pixels after resizing.
-      width: columns of pixels after resizing.
-      progress: shows a bar with the time left.
-      workers: decoding threads; the number of processors when None.
-
-    Returns:
-      uint8[n, height, width, 3], RGB.
-
-    Raises:
-      FileNotFoundError: a file does not exist.
-      ValueError: a file is not an image, is damaged or has more than 8 bits a channel; the message
-        names it.
+    Attributes:
+      height, width: pixels after resizing.
+      filter: PIL's filter: `bicubic` (CCAFL, CALR), `bilinear` (TF-CLIP), `lanczos` (CCLNet).
     """
-    _check_size(height, width)
-    images = np.empty((len(paths), height, width, 3), np.uint8)
-    starts = range(0, len(paths), _FILES_PER_TASK)
 
-    def decode(start: int) -> int:
-        rows = range(start, min(start + _FILES_PER_TASK, len(paths)))
-        for row in rows:
-            images[row] = load_image(paths[row], height, width)
-        return len(rows)
+    height: int
+    width: int
+    filter: str = "bicubic"
 
-    bar = _progress_bar(len(paths)) if progress else None
-    pool = concurrent.futures.ThreadPoolExecutor(workers or os.cpu_count() or 1)
-    try:
-        for done in concurrent.futures.as_completed([pool.submit(decode, s) for s in starts]):
-            count = done.result()
-            if bar is not None:
-                bar.update(count)
-    finally:
-        # After an error the remaining files need not be decoded.
-        pool.shutdown(wait=True, cancel_futures=True)
-        if bar is not None:
-            bar.close()
-    return images
+    def __post_init__(self):
+        require(
+            self.height >= 1 and self.width >= 1,
+            f"image size {self.height} x {self.width}: both must be 1 or more",
+        )
+        require_choice("filter", self.filter, FILTERS)
 
 
-def load_image(path: str | os.PathLike, height: int, width: int) -> np.ndarray:
-    """Decodes one image and resizes it with PIL's bicubic filter.
+class FolderSource:
+    """Image files below a folder, as they are."""
+
+    def __init__(self, root: str | os.PathLike, names: Names):
+        """Args:
+        root: the folder.
+        names: paths below it.
+        """
+        self.root, self._names = pathlib.Path(root), names
+
+    @property
+    def names(self) -> Names:
+        """Paths below the root."""
+        return self._names
+
+    def read(self, rows: np.ndarray) -> list[bytes]:
+        """The files' bytes.
+
+        Raises:
+          FileNotFoundError: a file is gone.
+        """
+        return [_read_file(self.locate(row)) for row in rows]
+
+    def locate(self, row: int) -> str:
+        """The path of a file."""
+        return os.path.join(self.root, self._names[row])
+
+    def fingerprint(self) -> str:
+        """SHA-256 of names, sizes and times of change of all files."""
+        digest = hashlib.sha256()
+        for name in self._names:
+            status = os.stat(os.path.join(self.root, name))
+            line = f"{name}\0{status.st_size}\0{status.st_mtime_ns}\n"
+            digest.update(line.encode("utf-8", "surrogateescape"))
+        return digest.hexdigest()
+
+
+def load_image(path: str | os.PathLike, pixels: PixelFormat) -> np.ndarray:
+    """Decodes and resizes one image file.
 
     Args:
       path: image file.
-      height: rows of pixels after resizing.
-      width: columns of pixels after resizing.
+      pixels: size and filter.
 
     Returns:
       uint8[height, width, 3], RGB.
@@ -82,51 +94,89 @@ def load_image(path: str | os.PathLike, height: int, width: int) -> np.ndarray:
       FileNotFoundError: the file does not exist.
       ValueError: the file is not an image, is damaged or has more than 8 bits a channel.
     """
+    encoded = _read_file(os.fspath(path))
+    try:
+        return decode_image(encoded, pixels)
+    except ValueError as error:
+        raise type(error)(f"{os.fspath(path)}: {error}") from None
+
+
+def decode_image(encoded: bytes, pixels: PixelFormat) -> np.ndarray:
+    """Decodes and resizes an encoded image.
+
+    Returns:
+      uint8[height, width, 3], RGB.
+
+    Raises:
+      ValueError: the bytes are no image or damaged, or hold more than 8 bits a channel.
+    """
+    with open_image(encoded) as image:
+        return fit_image(image, pixels)
+
+
+def check_image(encoded: bytes) -> None:
+    """Decodes an image to see that it can be.
+
+    Raises:
+      ValueError: as `decode_image`.
+    """
+    with open_image(encoded) as image:
+        _check_depth(image)
+
+
+def open_image(encoded: bytes) -> "Image.Image":
+    """A PIL image, fully decoded.
+
+    Raises:
+      ValueError: the bytes are no image or damaged.
+    """
     try:
         from PIL import Image
     except ImportError as error:
         raise ImportError("reading images needs Pillow: pip install pillow") from error
+    if not encoded:
+        raise ValueError("not a readable image (the file is empty); replace or remove it")
     try:
-        with Image.open(path) as image:
-            return fit_image(image, height, width)
-    except FileNotFoundError:
-        raise FileNotFoundError(f"{os.fspath(path)}: no such image file") from None
-    except DeepPixels as error:
-        raise DeepPixels(f"{os.fspath(path)}: {error}") from None
+        image = Image.open(io.BytesIO(encoded))
+        image.load()
     except Exception as error:  # PIL's decoders raise many kinds; all mean a damaged file.
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise ValueError(
-            f"{os.fspath(path)} is not a readable image ({reason}); replace or remove it"
-        ) from error
+        raise ValueError(f"not a readable image ({reason}); replace or remove it") from error
+    return image
 
 
-def fit_image(image: "Image.Image", height: int, width: int) -> np.ndarray:
-    """A PIL image as uint8[height, width, 3], RGB, resized with PIL's bicubic filter.
+def fit_image(image: "Image.Image", pixels: PixelFormat) -> np.ndarray:
+    """A PIL image as uint8[height, width, 3], RGB, upright and resized.
+
+    Gray, palette, CMYK and transparent images become RGB as PIL converts them; an orientation in
+    EXIF data is applied.
 
     Raises:
       DeepPixels: the image has more than 8 bits a channel.
     """
-    from PIL import Image
+    from PIL import Image, ImageOps
 
+    _check_depth(image)
+    if "exif" in image.info:
+        image = ImageOps.exif_transpose(image)
+    rgb = image.convert("RGB")
+    size = (pixels.width, pixels.height)
+    if rgb.size != size:
+        rgb = rgb.resize(size, Image.Resampling[pixels.filter.upper()])
+    return np.asarray(rgb)
+
+
+def _check_depth(image: "Image.Image") -> None:
     if image.mode[:1] in ("I", "F"):  # I, F, I;16 and its byte orders
         raise DeepPixels(
             f"pixels are of PIL's mode {image.mode!r}, with more than 8 bits a channel; convert "
             "the picture to 8 bits per channel first"
         )
-    rgb = image.convert("RGB")
-    if rgb.size != (width, height):
-        rgb = rgb.resize((width, height), Image.Resampling.BICUBIC)
-    return np.asarray(rgb)
 
 
-def _check_size(height: int, width: int) -> None:
-    if height < 1 or width < 1:
-        raise ValueError(f"image size {height} x {width}: both must be 1 or more")
-
-
-def _progress_bar(total: int):
+def _read_file(path: str) -> bytes:
     try:
-        from tqdm import tqdm
-    except ImportError as error:
-        raise ImportError("progress bars need tqdm: pip install tqdm, or progress=False") from error
-    return tqdm(total=total, desc="loading images", unit="img", leave=False)
+        with open(path, "rb") as file:
+            return file.read()
+    except FileNotFoundError:
+        raise FileNotFoundError(f"{path}: no such image file") from None

@@ -4,8 +4,11 @@ import pathlib
 
 import numpy as np
 
-from ccafl_jax.data.market1501 import load_market1501
+from ccafl_jax.data.decoded import ImageSequence
+from ccafl_jax.data.opening import open_dataset
+from ccafl_jax.data.prepared import find_prepared
 from ccafl_jax.data.records import ReIDDataset
+from ccafl_jax.data.sources import PixelFormat
 from ccafl_jax.deploy.bundle import ModelBundle
 from ccafl_jax.deploy.embedder import Embedder
 from ccafl_jax.training.features import query_then_gallery, score
@@ -14,16 +17,19 @@ from ccafl_jax.training.features import query_then_gallery, score
 def evaluate_bundle(
     bundle: ModelBundle,
     *,
+    name: str = "",
     root: str = "",
     batch: int = 128,
     compute_dtype: str = "float32",
     no_match: str = "skip",
-) -> dict[str, float]:
-    """Figures of a model on a test set in Market-1501 layout.
+) -> dict[str, float | str]:
+    """Figures of a model on the test set of a data set.
 
     Args:
       bundle: the model.
-      root: folder of the data set; default: the one it was trained on.
+      name: of the data set; default: that of a prepared set, else the one it was trained on,
+        else `market1501`.
+      root: its folder, raw or prepared; default: the one it was trained on.
       batch: images a call of the encoder.
       compute_dtype: dtype inside the encoder, "float32" or "bfloat16".
       no_match: see :func:`ccafl_jax.evaluation.ranking.rank`.
@@ -31,17 +37,22 @@ def evaluate_bundle(
     Raises:
       ValueError: no data set is known, or it has cameras that the model does not know.
     """
+    if not name and not (root and find_prepared(root)):  # a prepared set knows its name
+        name = bundle.recipe.get("config", {}).get("data", {}).get("name", "market1501")
     root = root or bundle.data_root
     if not root:
         raise ValueError(f"{bundle.source} names no data set: pass --root DIR")
-    if not pathlib.Path(root).is_dir():
+    if not pathlib.Path(root).exists():
         raise FileNotFoundError(f"no folder {root} with the data set: pass --root DIR")
-    dataset = load_market1501(root, for_training=False)
-    paths = np.concatenate([dataset.query.path, dataset.gallery.path])
+    dataset = open_dataset(name, root)
+    if not (len(dataset.query) and len(dataset.gallery)):
+        raise ValueError(f"{dataset.root} has no test set: queries and a gallery are needed")
     camid = query_then_gallery(dataset)[1]
     cameras = camera_rows(bundle, dataset)[camid] if bundle.model.heads.cameras else None
     model = Embedder(bundle, batch=batch, compute_dtype=compute_dtype, devices=0)
-    return score(model.embed(list(paths), cameras), dataset, no_match=no_match)
+    pixels = PixelFormat(model.preprocess.height, model.preprocess.width)
+    images = ImageSequence(dataset.query.join(dataset.gallery), pixels)
+    return score(model.embed(images, cameras), dataset, no_match=no_match)
 
 
 def camera_rows(bundle: ModelBundle, dataset: ReIDDataset) -> np.ndarray:

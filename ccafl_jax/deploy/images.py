@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from ccafl_jax.data.sources import DeepPixels, fit_image, load_image
+from ccafl_jax.data.sources import DeepPixels, PixelFormat, fit_image, load_image
 
 EXPECTED = "expected a path, a PIL image, or a uint8 array [height, width, 3] or [height, width]"
 
@@ -36,6 +36,8 @@ def as_list(images: object) -> Sequence:
         return images if images.ndim == 4 else [images]
     if isinstance(images, _BYTES):
         raise ValueError(_NOT_BYTES)
+    if isinstance(images, Sequence):
+        return images
     try:
         return list(images)
     except TypeError:
@@ -62,21 +64,22 @@ def read_images(
       ValueError: a damaged file, one of more than 8 bits a channel, or no image; the message names
         the path or the row.
     """
-    size = (height, width)
-    if isinstance(images, np.ndarray) and images.shape[1:] == (*size, 3) and _is_bytes(images):
-        return images[rows.start : rows.stop]
-    return np.stack(list(pool.map(lambda row: _read(images[row], row, *size), rows)))
+    if isinstance(images, np.ndarray) and _is_bytes(images):
+        if images.shape[1:] == (height, width, 3):
+            return images[rows.start : rows.stop]
+    pixels = PixelFormat(height, width)
+    return np.stack(list(pool.map(lambda row: _read(images[row], row, pixels), rows)))
 
 
-def _read(image: object, row: int, height: int, width: int) -> np.ndarray:
+def _read(image: object, row: int, pixels: PixelFormat) -> np.ndarray:
     if _is_path(image):
-        return load_image(image, height, width)
+        return load_image(image, pixels)
     from PIL import Image
 
     if not _is_pil(image):
         image = Image.fromarray(_pixels(image, row))
     try:
-        return fit_image(image, height, width)
+        return fit_image(image, pixels)
     except Exception as error:  # an opened file is decoded here, and PIL raises many kinds
         name = getattr(image, "filename", "") or f"image {row}"
         if isinstance(error, DeepPixels):

@@ -4,6 +4,7 @@ import json
 import os
 import pathlib
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 COLUMNS = (
     ("mAP", "mAP"),
@@ -27,15 +28,17 @@ def write_json(path: pathlib.Path, value: Mapping) -> None:
     temporary.replace(path)
 
 
-def result_table(rows: Sequence[tuple[str, Mapping[str, float]]]) -> str:
+def result_table(rows: Sequence[tuple[str, Mapping[str, Any]]]) -> str:
     """A text table of results in percent.
 
     Args:
-      rows: (name, metrics with values in 0..1); a metric that is absent shows as "-".
+      rows: (name, metrics with values in 0..1); a metric that is absent shows as "-". The row
+        starts with the data set of the metrics (`dataset`).
     """
-    width = max(len(name) for name, _ in rows)
+    named = [(f"{metrics.get('dataset', '-')}  {name}", metrics) for name, metrics in rows]
+    width = max(len(name) for name, _ in named)
     lines = [" " * width + "".join(f"{title:>13}" for _, title in COLUMNS)]
-    for name, metrics in rows:
+    for name, metrics in named:
         cells = (
             f"{100 * metrics[key]:13.1f}" if key in metrics else f"{'-':>13}" for key, _ in COLUMNS
         )
@@ -43,7 +46,7 @@ def result_table(rows: Sequence[tuple[str, Mapping[str, float]]]) -> str:
     return "\n".join(lines)
 
 
-def summary_rows(summary: Mapping) -> list[tuple[str, Mapping[str, float]]]:
+def summary_rows(summary: Mapping) -> list[tuple[str, Mapping[str, Any]]]:
     """Rows of :func:`result_table` from a summary."""
     rows = []
     zero_shot = summary.get("zero_shot")

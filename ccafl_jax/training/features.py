@@ -1,5 +1,7 @@
 """From a re-identification model to features, and from test features to figures."""
 
+from typing import Any
+
 import jax
 import numpy as np
 from flax import nnx
@@ -44,7 +46,7 @@ def feature_extractor(
     return make_extractor(graphdef, forward, batch=batch, mesh=mesh, description=description)
 
 
-def score(features: jax.Array, dataset: ReIDDataset, *, no_match: str = "skip") -> dict[str, float]:
+def score(features: jax.Array, dataset: ReIDDataset, *, no_match: str = "skip") -> dict[str, Any]:
     """Ranking metrics and camera bias of test features.
 
     Args:
@@ -53,8 +55,9 @@ def score(features: jax.Array, dataset: ReIDDataset, *, no_match: str = "skip") 
       no_match: see :func:`ccafl_jax.evaluation.ranking.rank`.
 
     Returns:
-      The summary of the ranking and `same_camera_share`: of the five nearest images of other
-      identities, the share from the image's own camera (junk and distractors left out).
+      The summary of the ranking, with the name of the data set (`dataset`), and
+      `same_camera_share`: of the five nearest images of other identities, the share from the
+      image's own camera (junk and distractors left out).
     """
     query, gallery = dataset.query, dataset.gallery
     count = len(query)
@@ -70,7 +73,7 @@ def score(features: jax.Array, dataset: ReIDDataset, *, no_match: str = "skip") 
     pid, camid = query_then_gallery(dataset)
     people = np.flatnonzero(np.isin(pid, query.pid))
     result["same_camera_share"] = same_camera_share(features[people], pid[people], camid[people])
-    return result
+    return {"dataset": dataset.name, **result}
 
 
 def query_then_gallery(dataset: ReIDDataset) -> tuple[np.ndarray, np.ndarray]:

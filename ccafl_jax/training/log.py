@@ -3,7 +3,10 @@
 import json
 import pathlib
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+
+import jax
+import numpy as np
 
 
 class RunLog:
@@ -59,6 +62,12 @@ class RunLog:
         temporary = self._path.with_suffix(".tmp")
         temporary.write_text("".join(kept))
         temporary.replace(self._path)
+
+
+def mean_metrics(found: Sequence[Mapping[str, jax.Array]]) -> dict[str, float]:
+    """Means over the steps of an epoch; waits for the device."""
+    values = jax.device_get(list(found))
+    return {key: float(np.mean([v[key] for v in values])) for key in values[0]}
 
 
 def format_line(scalars: Mapping[str, float]) -> str:

@@ -1,4 +1,4 @@
-"""Synthetic people for person re-identification, in the folder layout of Market-1501.
+"""Synthetic people for person re-identification, in the layouts of published data sets.
 
 People share a palette and differ by pattern, print, bag and shape; some of it shows from one side
 only; cameras turn colours, look from their own direction and have several backdrops. So identities
@@ -6,7 +6,8 @@ must be learnt, and crossing cameras must be learnt too. From the command line:
 
     python -m data_prep.synthetic --out DIR --seed 0
 
-writes bounding_box_train, query, bounding_box_test and generator.json.
+writes bounding_box_train, query, bounding_box_test and generator.json, as Market-1501 has them;
+`--layout mars` (or another of `layouts.LAYOUTS`) writes video, visible and infrared pictures, ...
 """
 
 from data_prep.synthetic.cameras import Camera, draw_cameras
@@ -19,6 +20,8 @@ from data_prep.synthetic.folder import (
     write_folder,
     write_names,
 )
+from data_prep.synthetic.infrared import infrared_camera
+from data_prep.synthetic.layouts import LAYOUTS, LAYOUTS_VERSION, layout_of, write_layout
 from data_prep.synthetic.names import ParsedName, parse_name
 from data_prep.synthetic.people import (
     ATTRIBUTES,
@@ -35,6 +38,8 @@ from data_prep.synthetic.render import Plan, encode, make_plan, portrait, render
 __all__ = [
     "ATTRIBUTES",
     "DOMAINS",
+    "LAYOUTS",
+    "LAYOUTS_VERSION",
     "SAMPLE_SHA256",
     "VERSION",
     "VOCABULARY",
@@ -50,11 +55,14 @@ __all__ = [
     "draw_people",
     "encode",
     "folder_names",
+    "infrared_camera",
+    "layout_of",
     "make_plan",
     "parse_name",
     "portrait",
     "render_images",
     "sample_hash",
     "write_folder",
+    "write_layout",
     "write_names",
 ]

@@ -6,32 +6,75 @@ import sys
 from pathlib import Path
 
 from data_prep.synthetic.folder import SyntheticConfig, write_folder, write_names
+from data_prep.synthetic.layouts import LAYOUTS, write_layout
+
+MARKET = "market"
+_EXAMPLES = """examples:
+  a folder in Market-1501 layout:    python -m data_prep.synthetic --out DIR --seed 0
+  the images of a list of names:     python -m data_prep.synthetic --out DIR --names names.txt
+  tracklets as MARS has them:        python -m data_prep.synthetic --out DIR --layout mars --seed 0
+  visible and infrared pictures:     python -m data_prep.synthetic --out DIR --layout sysumm01
+  the options of a layout:           python -m data_prep.synthetic --layout regdb --help
+"""
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Writes a folder; returns the exit status."""
-    parser = argparse.ArgumentParser(prog="python -m data_prep.synthetic", description=__doc__)
-    parser.add_argument("--out", type=Path, required=True, help="folder to write")
-    parser.add_argument("--names", type=Path, help="draw the file names listed in this file")
-    parser.add_argument(
-        "--pid-offset", type=int, default=0, help="added to the identities of --names"
-    )
-    for field in dataclasses.fields(SyntheticConfig):
-        flag = "--" + field.name.replace("_", "-")
-        parser.add_argument(flag, type=field.type, default=field.default, help=f"{field.default}")
+    layout = _layout_of(arguments)
+    parser = _parser(layout)
     options = vars(parser.parse_args(arguments))
-    out, names, offset = options.pop("out"), options.pop("names"), options.pop("pid_offset")
+    out = options.pop("out")
+    del options["layout"]
     try:
-        config = SyntheticConfig(**options)
-        if names is not None:
-            counts = write_names(out, names.read_text().splitlines(), config, pid_offset=offset)
-        else:
-            counts = write_folder(out, config)
-    except (ValueError, OSError) as error:
+        counts = _write_market(out, options) if layout == MARKET else _write(out, layout, options)
+    except (ValueError, OSError, ImportError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     print(f"{out}: " + ", ".join(f"{count} {name}" for name, count in counts.items()))
     return 0
+
+
+def _layout_of(arguments: list[str] | None) -> str:
+    """The layout asked for: which further options there are depends on it."""
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    parser.add_argument("--layout", default=MARKET)
+    layout = parser.parse_known_args(arguments)[0].layout
+    # The full parser complains about an unknown one.
+    return layout if layout in LAYOUTS else MARKET
+
+
+def _parser(layout: str) -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m data_prep.synthetic",
+        description="Draws synthetic people in the layout of a published data set.",
+        epilog=_EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    parser.add_argument("--out", type=Path, required=True, help="folder to write")
+    parser.add_argument("--layout", choices=(MARKET, *LAYOUTS), default=MARKET, help=MARKET)
+    if layout == MARKET:
+        parser.add_argument("--names", type=Path, help="draw the file names listed in this file")
+        parser.add_argument(
+            "--pid-offset", type=int, default=0, help="added to the identities of --names"
+        )
+    config = SyntheticConfig if layout == MARKET else LAYOUTS[layout].config
+    for field in dataclasses.fields(config):
+        flag = "--" + field.name.replace("_", "-")
+        parser.add_argument(flag, type=field.type, default=field.default, help=f"{field.default}")
+    return parser
+
+
+def _write_market(out: Path, options: dict) -> dict[str, int]:
+    names, offset = options.pop("names"), options.pop("pid_offset")
+    config = SyntheticConfig(**options)
+    if names is None:
+        return write_folder(out, config)
+    return write_names(out, names.read_text().splitlines(), config, pid_offset=offset)
+
+
+def _write(out: Path, layout: str, options: dict) -> dict[str, int]:
+    return write_layout(out, layout, LAYOUTS[layout].config(**options))
 
 
 if __name__ == "__main__":

@@ -16,6 +16,8 @@ from data_prep.synthetic import streams
 
 SCENE = (176, 208)
 """Width and height of a scene in scene pixels; an image shows a part of it."""
+VISIBLE, NEAR, THERMAL = "visible", "near", "thermal"
+"""Parts of the spectrum: visible light, near infrared (lamps), thermal infrared (heat)."""
 
 _MUTED = (
     (96, 98, 100),
@@ -69,6 +71,7 @@ class Camera:
       slack: relative spread of scale and place of the box, over visits and images.
       scenes: backdrops, PIL images of size SCENE.
       obstacles: one (kind, colour) per scene.
+      band: VISIBLE, NEAR or THERMAL.
     """
 
     code: int
@@ -91,6 +94,7 @@ class Camera:
     slack: float
     scenes: tuple[Image.Image, ...]
     obstacles: tuple[tuple[str, tuple[int, int, int]], ...]
+    band: str = VISIBLE
 
     @functools.cached_property
     def tone(self) -> np.ndarray:

@@ -7,8 +7,6 @@ give the same bytes.
 import dataclasses
 import functools
 import hashlib
-import json
-import shutil
 from collections.abc import Iterable
 from pathlib import Path, PurePosixPath
 
@@ -17,6 +15,7 @@ import numpy as np
 from data_prep.synthetic import streams
 from data_prep.synthetic.cameras import draw_cameras
 from data_prep.synthetic.names import ParsedName, parse_name
+from data_prep.synthetic.output import write_once
 from data_prep.synthetic.people import draw_people
 from data_prep.synthetic.render import (
     JUNK,
@@ -228,7 +227,6 @@ def _extras(config, pid: str, count: int) -> list[str]:
 
 
 def _write(out, lines, config, extra, folders) -> None:
-    """Draws into a neighbouring folder and moves it into place when it is complete."""
     parsed = [parse_name(line) for line in lines]
     record = {
         "generator": "synthetic people",
@@ -237,29 +235,12 @@ def _write(out, lines, config, extra, folders) -> None:
         "settings": dataclasses.asdict(config) | extra,
         "images": len(lines),
     }
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        if _read_record(out) == record:
-            return
-        raise FileExistsError(
-            f"{out} exists and was not drawn with these settings; remove it or choose another"
-        )
-    partial = out.with_name(out.name + ".partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    for folder in {PurePosixPath(name.path).parent for name in parsed} | set(folders):
-        (partial / folder).mkdir(parents=True, exist_ok=True)
-    offset = extra.get("pid_offset", 0)
-    for name, (pixels, quality) in zip(
-        parsed, render_names(parsed, config, pid_offset=offset), strict=True
-    ):
-        (partial / name.path).write_bytes(encode(pixels, quality))
-    (partial / "generator.json").write_text(json.dumps(record, indent=1) + "\n")
-    if out.exists():
-        out.rmdir()
-    partial.rename(out)
 
+    def draw(partial: Path) -> None:
+        for folder in {PurePosixPath(name.path).parent for name in parsed} | set(folders):
+            (partial / folder).mkdir(parents=True, exist_ok=True)
+        pictures = render_names(parsed, config, pid_offset=extra.get("pid_offset", 0))
+        for name, (pixels, quality) in zip(parsed, pictures, strict=True):
+            (partial / name.path).write_bytes(encode(pixels, quality))
 
-def _read_record(out: Path) -> dict | None:
-    try:
-        return json.loads((out / "generator.json").read_text())
-    except (OSError, ValueError):
-        return None
+    write_once(out, record, draw)

@@ -14,13 +14,18 @@ import numpy as np
 from PIL import Image, ImageFilter
 
 from data_prep.synthetic import body, streams
-from data_prep.synthetic.cameras import SCENE, Camera
+from data_prep.synthetic.cameras import SCENE, VISIBLE, Camera
+from data_prep.synthetic.infrared import shades
 from data_prep.synthetic.people import COLOURS, Person, draw_people
 
 NORMAL, JUNK, STRANGER = range(3)
 """Kinds of shot: a person, a badly placed box around one, a passer-by or nobody."""
 
-_IMAGE_DRAWS = 32
+IMAGE_DRAWS = 32
+"""Draws behind one image; `shoot` reads them by column."""
+VISIT_DRAWS = 9
+"""Draws shared by the images of one person under one camera."""
+
 _BYSTANDERS = 256
 _NOISE = 1 << 18
 
@@ -121,8 +126,8 @@ def iterate_images(
     key = streams.stream_key("shots")
     for start in range(0, len(plan), 1024):
         rows = slice(start, start + 1024)
-        image_draws = streams.uniform(key, plan.image[rows], _IMAGE_DRAWS).tolist()
-        visit_draws = streams.uniform(key, plan.visit[rows], 9).tolist()
+        image_draws = streams.uniform(key, plan.image[rows], IMAGE_DRAWS).tolist()
+        visit_draws = streams.uniform(key, plan.visit[rows], VISIT_DRAWS).tolist()
         for u, v, i, c, kind in zip(
             image_draws,
             visit_draws,
@@ -131,17 +136,19 @@ def iterate_images(
             plan.kind[rows].tolist(),
             strict=True,
         ):
-            yield _shoot(people[i], cameras[c], u, v, kind, (width, height)), cameras[c]
+            yield shoot(people[i], cameras[c], u, v, kind, (width, height)), cameras[c]
 
 
 def encode(pixels: np.ndarray, quality: int) -> bytes:
-    """JPEG bytes of uint8[height, width, 3]."""
+    """JPEG bytes of uint8[height, width, 3], or of uint8[height, width] (one channel)."""
     buffer = io.BytesIO()
     Image.fromarray(pixels).save(buffer, "JPEG", quality=quality)
     return buffer.getvalue()
 
 
-def portrait(person: Person, view: int, *, height: int = 128, width: int = 64) -> np.ndarray:
+def portrait(
+    person: Person, view: int, *, height: int = 128, width: int = 64, band: str = VISIBLE
+) -> np.ndarray:
     """The person on plain grey under neutral light, without a camera.
 
     Args:
@@ -149,16 +156,38 @@ def portrait(person: Person, view: int, *, height: int = 128, width: int = 64) -
       view: 0..7; 0 faces the camera, 4 shows the back.
       height: height in pixels.
       width: width in pixels.
+      band: part of the spectrum, as in `Camera`.
 
     Returns:
       uint8[height, width, 3].
     """
-    layer = _person_layer(person, view, 0, 0.0, body.FRAME, (width, height))
+    layer = _person_layer(person, view, 0, 0.0, body.FRAME, (width, height), band)
     scene = np.full((3, height, width), 128.0, np.float32)
     return _interleaved(_over(scene, layer))
 
 
-def _shoot(person, camera, u, v, kind, size):
+def shoot(
+    person: Person,
+    camera: Camera,
+    image_draws: Sequence[float],
+    visit_draws: Sequence[float],
+    kind: int,
+    size: tuple[int, int],
+) -> np.ndarray:
+    """One picture from its random draws, before compression.
+
+    Args:
+      person: whom to draw.
+      camera: who sees it.
+      image_draws: IMAGE_DRAWS numbers in [0, 1) of this image.
+      visit_draws: VISIT_DRAWS numbers in [0, 1) of the visit.
+      kind: NORMAL, JUNK or STRANGER.
+      size: width and height in pixels.
+
+    Returns:
+      uint8[height, width, 3]; three equal channels where the camera sees infrared.
+    """
+    u, v = image_draws, visit_draws
     scene_row = int((v[1] if u[6] < 0.5 else u[7]) * len(camera.scenes))
     picture = _backdrop(camera.scenes[scene_row], u, size)
     view = camera.view + (body.VIEWS // 2 if v[0] < camera.reversal else 0)
@@ -171,16 +200,18 @@ def _shoot(person, camera, u, v, kind, size):
         box = _frame(
             camera, (u[3], u[5], u[4]), v[6:9], shift=side if kind != STRANGER else side / 2
         )
-        layer = _person_layer(other, (view + int(u[26] * 8)) % 8, phase, light, box, size)
+        other_view = (view + int(u[26] * 8)) % body.VIEWS
+        layer = _person_layer(other, other_view, phase, light, box, size, camera.band)
         picture = _over(picture, layer)
     if kind != STRANGER:
         shift = 0.0 if kind == NORMAL else (0.45 + 0.25 * u[27]) * (1 if u[28] < 0.5 else -1)
         box = _frame(camera, u[3:6], v[6:9], shift=shift)
-        layer = _person_layer(person, view % body.VIEWS, phase, light, box, size)
+        layer = _person_layer(person, view % body.VIEWS, phase, light, box, size, camera.band)
         picture = _over(picture, layer)
     if u[16] < camera.occlusion:
         _obstruct(picture, camera.obstacles[scene_row], u)
-    return _expose(picture, camera, u, v)
+    seen = _expose(picture, camera, u, v)
+    return seen if camera.band == VISIBLE else np.repeat(seen[..., 1:2], 3, axis=2)
 
 
 def _frame(camera, image_draws, visit_draws, *, shift):
@@ -198,7 +229,7 @@ def _frame(camera, image_draws, visit_draws, *, shift):
     return x - half_width, y - half_height, 2 * half_width, 2 * half_height
 
 
-def _person_layer(person, view, phase, light, frame, size):
+def _person_layer(person, view, phase, light, frame, size, band):
     """Colours over black and the coverage of a person: float32[4, height, width], 0..255."""
     build = person.code[0]
     top, bottom = person.value("top")[0], person.value("bottom")[0]
@@ -213,8 +244,8 @@ def _person_layer(person, view, phase, light, frame, size):
     )
     state = body.pattern_map(view, build, person.value("pattern")[0], person.value("print")[0], top)
     labels = np.where(gear, gear, base) + state * np.uint8(body.LABELS)
-    shades = np.array([1 + 0.14 * light * (level - 1.5) for level in range(_SHADES)])
-    colours = (_colour_table(person)[None] * shades[:, None, None]).astype(np.uint8)
+    factors = np.array([1 + 0.14 * light * (level - 1.5) for level in range(_SHADES)])
+    colours = (_colour_table(person, band)[None] * factors[:, None, None]).astype(np.uint8)
     colours = np.minimum(colours, 255)
     packed = _packed(colours)[labels + _shade_map()]
     image = Image.frombuffer("RGBX", body.CANVAS, packed, "raw", "RGBX", 0, 1)
@@ -273,41 +304,57 @@ def _packed(colours: np.ndarray) -> np.ndarray:
 
 
 @functools.lru_cache(maxsize=8192)
-def _colour_table(person: Person) -> np.ndarray:
+def _colour_table(person: Person, band: str) -> np.ndarray:
     """Colour of every label in the three states of the cloth: float64[96, 3]."""
-    light_skin, dark_skin = np.array([214, 172, 146.0]), np.array([104, 70, 52.0])
-    skin = light_skin + (dark_skin - light_skin) * person.skin
-    top = np.array(COLOURS[person.value("top_colour")[0]], float)
-    bottom = np.array(COLOURS[person.value("bottom_colour")[0]], float)
-    shoe = np.array(COLOURS[person.value("shoes")[0]], float)
-    pattern, mark = person.value("pattern"), person.value("print")
-    second = _contrast(pattern, top)
-    table = np.zeros((3, body.LABELS, 3))
-    sleeve = second if pattern[0] == "sleeved" else top
+    base = _colours(person) if band == VISIBLE else shades(person, band)
+    skin, top, second, bottom, shoe = (
+        base[name] for name in ("skin", "top", "second", "bottom", "shoe")
+    )
+    sleeve = second if person.value("pattern")[0] == "sleeved" else top
     flat = {
         body.SKIN: skin,
         body.SKIN_FAR: skin * 0.8,
         body.TOP: top,
         body.TOP_NEAR: sleeve * 0.93,
         body.TOP_FAR: sleeve * 0.75,
-        body.INNER: np.array([206.0, 204, 200]),
+        body.INNER: base["inner"],
         body.BOTTOM: bottom,
         body.BOTTOM_FAR: bottom * 0.76,
         body.SHOE: shoe,
         body.SHOE_FAR: shoe * 0.76,
-        body.HAIR: np.array(_HAIR_COLOURS[person.value("hair")[-1]], float),
-        body.HEADWEAR: np.array(COLOURS.get(person.value("head")[-1], (0, 0, 0)), float),
-        body.BAG: np.array(COLOURS.get(person.value("bag")[-1], (0, 0, 0)), float),
-        body.FEATURE: np.array([40.0, 30, 30]),
+        body.HAIR: base["hair"],
+        body.HEADWEAR: base["headwear"],
+        body.BAG: base["bag"],
+        body.STRAP: base["bag"] * 0.72,
+        body.FEATURE: base["feature"],
         body.FOLD: top * 0.7,
     }
-    flat[body.STRAP] = flat[body.BAG] * 0.72
+    table = np.zeros((3, body.LABELS, 3))
     for label, colour in flat.items():
         table[:, label] = colour
     table[1, body.TOP] = second
     table[1, body.TOP_NEAR], table[1, body.TOP_FAR] = second * 0.93, second * 0.75
-    table[2, body.TOP] = _contrast(mark, top)
+    table[2, body.TOP] = base["mark"]
     return table.reshape(-1, 3)
+
+
+def _colours(person: Person) -> dict[str, np.ndarray]:
+    """What the parts of a person look like in visible light: float64[3] each."""
+    light_skin, dark_skin = np.array([214, 172, 146.0]), np.array([104, 70, 52.0])
+    top = np.array(COLOURS[person.value("top_colour")[0]], float)
+    return {
+        "skin": light_skin + (dark_skin - light_skin) * person.skin,
+        "top": top,
+        "second": _contrast(person.value("pattern"), top),
+        "mark": _contrast(person.value("print"), top),
+        "inner": np.array([206.0, 204, 200]),
+        "bottom": np.array(COLOURS[person.value("bottom_colour")[0]], float),
+        "shoe": np.array(COLOURS[person.value("shoes")[0]], float),
+        "hair": np.array(_HAIR_COLOURS[person.value("hair")[-1]], float),
+        "headwear": np.array(COLOURS.get(person.value("head")[-1], (0, 0, 0)), float),
+        "bag": np.array(COLOURS.get(person.value("bag")[-1], (0, 0, 0)), float),
+        "feature": np.array([40.0, 30, 30]),
+    }
 
 
 _HAIR_COLOURS = {

@@ -10,7 +10,6 @@ import sys
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 
 ROOT = pathlib.Path(__file__).parents[2]
-BEGIN, END = "<!-- demo table -->", "<!-- end of demo table -->"
 EXAMPLES = """\
 examples:
   python scripts/bench/demo.py --seeds 100 101 102 --json results/demo.json --docs docs/demo.md
@@ -37,7 +36,10 @@ def main() -> None:
             options.json.write_text(json.dumps(results, indent=1) + "\n")
     print(table(results))
     if options.docs:
-        options.docs.write_text(with_table(options.docs.read_text(), results))
+        from ccafl_jax.report.pages import with_table
+
+        page = with_table(options.docs.read_text(), "demo", table(results))
+        options.docs.write_text(page)
 
 
 def one_seed(seed: int, variant: str, workdir: pathlib.Path) -> dict:
@@ -61,19 +63,20 @@ def one_seed(seed: int, variant: str, workdir: pathlib.Path) -> dict:
 
 def training_free(root: pathlib.Path) -> dict[str, float]:
     """The mAP of everything that needs no training, at 64 x 32, on a Market-1501 folder."""
-    from ccafl_jax.data.market1501 import load_market1501
-    from ccafl_jax.data.sources import load_images
+    from ccafl_jax.data.decoded import load_images
+    from ccafl_jax.data.opening import open_dataset
+    from ccafl_jax.data.sources import PixelFormat
     from ccafl_jax.methods.ccafl.config import ModelConfig
     from ccafl_jax.methods.ccafl.setup import TINY_CLIP, weights_directory
     from data_prep import audit
     from data_prep.tiny_clip import zero_shot_features
 
-    dataset = load_market1501(root)
+    dataset = open_dataset("synthetic", root)
     splits = {}
     for name in ("train", "query", "gallery"):
         records = getattr(dataset, name)
         records = records.take(records.pid >= 0)
-        pixels = load_images(records.path, 64, 32)
+        pixels = load_images(records, PixelFormat(64, 32))
         splits[name] = audit.Split(pixels, records.pid, records.camid)
     directory = weights_directory(ModelConfig(weights=TINY_CLIP))
 
@@ -122,13 +125,6 @@ def table(results: list[dict]) -> str:
         ]
         lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines)
-
-
-def with_table(page: str, results: list[dict]) -> str:
-    """The page with the text between its markers replaced."""
-    before, rest = page.split(BEGIN)
-    after = rest.split(END)[1]
-    return f"{before}{BEGIN}\n{table(results)}\n{END}{after}"
 
 
 if __name__ == "__main__":

@@ -2,76 +2,115 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from ccafl_jax.data.sources import load_image, load_images
+from ccafl_jax.data.names import Names
+from ccafl_jax.data.sources import (
+    DeepPixels,
+    FolderSource,
+    PixelFormat,
+    check_image,
+    decode_image,
+    load_image,
+)
+from tests.data.images import broken_files, encoded, random_pixels
 
 
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    root = tmp_path_factory.mktemp("images")
-    rng = np.random.default_rng(0)
-    for row in range(70):
-        height, width = 20 + row % 7, 10 + row % 5
-        Image.fromarray(rng.integers(0, 256, (height, width, 3), np.uint8)).save(
-            root / f"{row}.png"
-        )
-    return root
+@pytest.mark.parametrize("name", ["bicubic", "bilinear", "lanczos"])
+def test_resizing_is_that_of_pil(name):
+    pixels = random_pixels(3)
+    expected = Image.fromarray(pixels).resize((8, 16), Image.Resampling[name.upper()])
+    found = decode_image(encoded(pixels), PixelFormat(16, 8, name))
+    np.testing.assert_array_equal(found, np.asarray(expected))
 
 
-def test_rows_follow_the_paths_whatever_the_threads(folder):
-    paths = [folder / f"{row}.png" for row in range(70)][::-1]
-    images = load_images(paths, 16, 8, progress=False, workers=3)
-    assert images.shape == (70, 16, 8, 3) and images.dtype == np.uint8
-    for row, path in enumerate(paths):
-        with Image.open(path) as image:
-            expected = np.asarray(image.resize((8, 16), Image.Resampling.BICUBIC))
-        np.testing.assert_array_equal(images[row], expected)
-    np.testing.assert_array_equal(load_image(str(paths[3]), 16, 8), images[3])
+def test_filters_differ():
+    found = [
+        decode_image(encoded(random_pixels(3)), PixelFormat(7, 5, name))
+        for name in ("bicubic", "bilinear", "lanczos")
+    ]
+    assert not np.array_equal(found[0], found[1]) and not np.array_equal(found[0], found[2])
 
 
-def test_an_image_of_the_right_size_is_not_touched(folder):
-    with Image.open(folder / "0.png") as image:
-        np.testing.assert_array_equal(load_image(folder / "0.png", 20, 10), np.asarray(image))
+def test_an_image_of_the_right_size_is_not_touched():
+    pixels = random_pixels(0)
+    np.testing.assert_array_equal(decode_image(encoded(pixels), PixelFormat(20, 10)), pixels)
 
 
-def test_grey_palette_and_alpha_become_rgb(tmp_path):
-    for mode in ("L", "P", "RGBA"):
-        Image.new(mode, (4, 6)).save(tmp_path / f"{mode}.png")
-        assert load_image(tmp_path / f"{mode}.png", 6, 4).shape == (6, 4, 3)
+def test_grey_becomes_three_equal_channels():
+    grey = Image.fromarray(random_pixels(1)).convert("L")
+    found = decode_image(encoded(grey), PixelFormat(20, 10))
+    np.testing.assert_array_equal(found, np.repeat(np.asarray(grey)[..., None], 3, axis=2))
 
 
-def test_no_paths():
-    assert load_images([], 4, 2).shape == (0, 4, 2, 3)
+def test_palette_transparent_and_bilevel_images_become_rgb():
+    image = Image.fromarray(random_pixels(1))
+    for changed in (image.convert("P"), image.convert("RGBA"), image.convert("1")):
+        found = decode_image(encoded(changed), PixelFormat(20, 10))
+        np.testing.assert_array_equal(found, np.asarray(changed.convert("RGB")))
 
 
-def test_progress_bar_counts_images(folder, capsys):
-    load_images([folder / "0.png"] * 5, 4, 2, progress=True)
-    assert "loading images" in capsys.readouterr().err
+def test_cmyk_jpegs_become_rgb():
+    flat = Image.new("CMYK", (10, 20), (0, 255, 255, 0))
+    found = decode_image(encoded(flat, "JPEG", quality=95), PixelFormat(20, 10))
+    assert found.shape == (20, 10, 3)
+    assert np.all(found[..., 0] > 200) and np.all(found[..., 1:] < 60)  # red
 
 
-@pytest.mark.parametrize("kind", ["text", "empty", "truncated"])
-def test_a_damaged_file_is_named(folder, tmp_path, kind):
-    whole = tmp_path / "whole.jpg"
-    Image.fromarray(np.random.default_rng(0).integers(0, 256, (64, 32, 3), np.uint8)).save(whole)
-    data = {"text": b"not an image", "empty": b"", "truncated": whole.read_bytes()[:900]}[kind]
+@pytest.mark.parametrize("orientation", [1, 3, 6, 8])
+def test_exif_orientation_is_applied(orientation):
+    pixels = random_pixels(2, 24, 12)
+    turned = np.ascontiguousarray(
+        np.rot90(pixels, {1: 0, 3: 2, 6: 1, 8: -1}[orientation])  # as a turned camera stores it
+    )
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    stored = encoded(turned, "PNG", exif=exif)
+    np.testing.assert_array_equal(decode_image(stored, PixelFormat(24, 12)), pixels)
+
+
+def test_the_content_decides_not_the_ending(tmp_path):
+    pixels = random_pixels(0)
+    (tmp_path / "0001_c1.jpg").write_bytes(encoded(pixels, "PNG"))
+    found = load_image(tmp_path / "0001_c1.jpg", PixelFormat(20, 10))
+    np.testing.assert_array_equal(found, pixels)
+
+
+@pytest.mark.parametrize("kind", broken_files())
+def test_a_broken_file_is_named_in_one_line(tmp_path, kind):
+    data, reason = broken_files()[kind]
     bad = tmp_path / "0002_c1s1_000451_03.jpg"
     bad.write_bytes(data)
-    with pytest.raises(ValueError, match=f"{bad} is not a readable image") as error:
-        load_images([folder / "0.png"] * 40 + [bad], 8, 4, progress=False)
+    with pytest.raises(ValueError, match=f"{bad}: .*{reason}") as error:
+        load_image(bad, PixelFormat(8, 4))
     assert "\n" not in str(error.value)
+    with pytest.raises(ValueError, match=reason):
+        check_image(data)
+
+
+@pytest.mark.parametrize("mode", ["I;16", "I", "F"])
+def test_more_than_8_bits_a_channel_are_refused(mode):
+    deep = encoded(Image.new(mode, (4, 6)), "TIFF")
+    with pytest.raises(DeepPixels, match=f"mode '{mode}'.*convert the picture to 8 bits"):
+        decode_image(deep, PixelFormat(6, 4))
 
 
 def test_a_missing_file_and_a_wrong_size_are_named(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"gone\.jpg: no such image"):
-        load_images([tmp_path / "gone.jpg"], 8, 4, progress=False)
+        load_image(tmp_path / "gone.jpg", PixelFormat(8, 4))
     with pytest.raises(ValueError, match="image size 0 x 4"):
-        load_images([], 0, 4)
+        PixelFormat(0, 4)
+    with pytest.raises(ValueError, match="filter is 'nearest', must be one of bicubic"):
+        PixelFormat(8, 4, "nearest")
 
 
-@pytest.mark.parametrize("mode", ["I;16", "I", "F"])
-def test_more_than_8_bits_a_channel_are_refused(tmp_path, mode):
-    path = tmp_path / "deep.tiff"
-    Image.new(mode, (4, 6)).save(path)
-    with pytest.raises(ValueError, match=rf"deep.tiff: pixels are of PIL's mode '{mode}'") as error:
-        load_images([path], 6, 4, progress=False)
-    assert "convert the picture to 8 bits per channel first" in str(error.value)
-    assert "\n" not in str(error.value)
+def test_the_fingerprint_of_a_folder_follows_names_and_content(tmp_path):
+    for name in ("a.png", "b.png"):
+        (tmp_path / name).write_bytes(encoded(random_pixels(0)))
+
+    def fingerprint(*names):
+        return FolderSource(tmp_path, Names.pack(names)).fingerprint()
+
+    first = fingerprint("a.png", "b.png")
+    assert fingerprint("a.png", "b.png") == first
+    assert fingerprint("b.png", "a.png") != first
+    (tmp_path / "a.png").write_bytes(encoded(random_pixels(1), compress_level=0))
+    assert fingerprint("a.png", "b.png") != first

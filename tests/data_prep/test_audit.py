@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from ccafl_jax.report.pages import with_table
 from data_prep import audit, synthetic
 
 TINY = audit.AuditConfig(
@@ -130,8 +131,8 @@ def test_table_is_made_from_the_figures():
         "verdicts": {"a": True, "b": True, "c": True, "d": False, "e": True},
     }
     page = "head\n<!-- audit table -->\nold\n<!-- end of audit table -->\ntail\n"
-    new = audit.with_table(page, {"seeds": [result]})
+    new = with_table(page, "audit", audit.table({"seeds": [result]}))
     assert "old" not in new and new.startswith("head") and new.endswith("tail\n")
     assert "| 0.14 |" in new and "| 0.50 |" in new and "fails d" in new
     with pytest.raises(ValueError, match="add them"):
-        audit.with_table("nothing", {"seeds": [result]})
+        with_table("nothing", "audit", "")

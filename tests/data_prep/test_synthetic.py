@@ -51,9 +51,9 @@ def test_folder_is_market1501(folder):
 
 
 def test_the_reader_reads_it(folder):
-    from ccafl_jax.data.market1501 import load_market1501
+    from ccafl_jax.data.opening import open_dataset
 
-    dataset = load_market1501(folder)
+    dataset = open_dataset("synthetic", folder)
     assert len(dataset.train.pid) == len(names_in(folder, "bounding_box_train"))
     assert len(dataset.query.pid) == len(names_in(folder, "query"))
     assert set(dataset.train.camid.tolist()) == {0, 1, 2}

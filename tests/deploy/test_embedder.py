@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from ccafl_jax.data.sources import load_image
+from ccafl_jax.data.sources import PixelFormat, load_image
 from ccafl_jax.deploy.embedder import Embedder
 from ccafl_jax.deploy.forward import all_arrays, compiled_embed, embed_function
 from tests.deploy import tiny
@@ -44,7 +44,7 @@ def test_features_are_those_of_the_model(model):
 def test_one_picture_in_every_form(model, picture, tmp_path):
     path = tmp_path / "a.png"
     Image.fromarray(picture).save(path)
-    resized = load_image(path, tiny.HEIGHT, tiny.WIDTH)
+    resized = load_image(path, PixelFormat(tiny.HEIGHT, tiny.WIDTH))
     forms = [path, str(path), Image.open(path), Image.fromarray(picture), picture, resized]
     found = model.embed(forms)
     for row in found:

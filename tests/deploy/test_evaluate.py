@@ -68,7 +68,8 @@ def test_evaluation_meets_the_rows_of_its_cameras(folder, monkeypatch):
     assert result == {"mAP": 0.5} and taken["options"] == {"no_match": "zero"}
     dataset = taken["dataset"]
     assert dataset.camera_codes == (2, 5)
-    paths = [*dataset.query.path, *dataset.gallery.path]
+    test_set = dataset.query.join(dataset.gallery)
+    paths = [test_set.locate(row) for row in range(len(test_set))]
     camid = np.concatenate([dataset.query.camid, dataset.gallery.camid])
     model = Embedder(bundle, batch=4)
     np.testing.assert_allclose(taken["features"], model.embed(paths, camid + 1), atol=1e-6)

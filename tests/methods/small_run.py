@@ -6,7 +6,9 @@ import numpy as np
 from flax import nnx
 
 from ccafl_jax.data.augment import AugmentConfig
+from ccafl_jax.data.names import Names
 from ccafl_jax.data.records import Records, ReIDDataset
+from ccafl_jax.data.sources import FolderSource
 from ccafl_jax.methods.ccafl.config import (
     CCAFLConfig,
     DataConfig,
@@ -18,6 +20,7 @@ from ccafl_jax.methods.ccafl.config import (
     SamplerConfig,
     ScheduleConfig,
 )
+from ccafl_jax.methods.ccafl.holdout import split_held_out
 from ccafl_jax.methods.ccafl.run import Images, Run
 from ccafl_jax.models.clip import CLIP, CLIPConfig, ResNetConfig, TextConfig, ViTConfig
 
@@ -94,8 +97,8 @@ def small_dataset():
     test = np.repeat(np.stack([pid + 100, camid]), 2, axis=1).astype(np.int32)
 
     def records(rows):
-        paths = np.array([f"{p}_{c}" for p, c in rows.T], object)
-        return Records(paths, rows[0], rows[1])
+        source = FolderSource("", Names.pack([f"{p}_{c}" for p, c in rows.T]))
+        return Records(source, np.arange(rows.shape[1]), rows[0], rows[1])
 
     return ReIDDataset(
         name="small",
@@ -108,8 +111,11 @@ def small_dataset():
     )
 
 
-def small_run(workdir, config=SMALL, *, vit=False, **changes):
-    """A `Run`, of a ResNet or a ViT; `changes` replace fields of the configuration."""
+def small_run(workdir, config=SMALL, *, vit=False, negative=(), **changes):
+    """A `Run`, of a ResNet or a ViT; `changes` replace fields of the configuration.
+
+    The pixels of the training images in `negative` (rows before any are held out) are inverted.
+    """
     config = dataclasses.replace(config, **changes)
     dataset = small_dataset()
     rng = np.random.default_rng(0)
@@ -121,11 +127,20 @@ def small_run(workdir, config=SMALL, *, vit=False, **changes):
         noise = rng.integers(-60, 60, (len(pid), *shape))
         return np.clip(colours[pid] + noise, 0, 255).astype(np.uint8)
 
+    train = pixels(dataset.train)
+    train[list(negative)] = 255 - train[list(negative)]
+    test = pixels(dataset.query, dataset.gallery)
+    dataset, held_out = split_held_out(dataset, config.data.val_fraction, config.seed)
     return Run(
         config,
         dataset=dataset,
-        images=Images(train=pixels(dataset.train), test=pixels(dataset.query, dataset.gallery)),
+        images=Images(
+            train=train[dataset.train.index],
+            test=test,
+            val=None if held_out is None else train[held_out.index],
+        ),
         clip=small_clip(config, vit=vit),
         tokenizer=WordTokenizer(),
         workdir=workdir,
+        held_out=held_out,
     )

@@ -9,7 +9,7 @@ import pytest
 from flax import nnx
 
 from ccafl_jax.data.augment import AugmentConfig
-from ccafl_jax.data.records import IntraCameraLabels
+from ccafl_jax.data.labels import IntraCameraLabels
 from ccafl_jax.evaluation.ranking import rank
 from ccafl_jax.methods.ccafl import memories
 from ccafl_jax.methods.ccafl.config import (
@@ -104,7 +104,7 @@ class ReferenceRun(Run):
         self.images = replicate(self.images, self.mesh)
         self.progress, self.traces = Progress(), []
 
-    def _plan(self, epoch, phase, context):
+    def _plan(self, epoch, phase):
         return self.record["index_plan"][epoch].astype(np.int32)
 
     def _draw_instances(self, epoch):

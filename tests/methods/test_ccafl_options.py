@@ -9,9 +9,11 @@ import numpy as np
 import pytest
 
 from ccafl_jax.data.augment import augment
-from ccafl_jax.methods.ccafl import memories, phases, setup
+from ccafl_jax.methods.ccafl import memories, phases, prompts, setup
 from ccafl_jax.methods.ccafl.config import STAGES, CCAFLConfig
+from ccafl_jax.methods.ccafl.holdout import split_held_out
 from ccafl_jax.methods.ccafl.model import image_model
+from ccafl_jax.methods.ccafl.progress import Progress, summarize
 from ccafl_jax.methods.ccafl.run import Run
 from ccafl_jax.options import from_mapping
 from ccafl_jax.training.features import score
@@ -87,8 +89,7 @@ def rates(config):
 
 
 def prompt_rates(config):
-    run = types.SimpleNamespace(config=config)
-    return [Run._prompt_rate(run, epoch) for epoch in range(config.prompts.epochs)]
+    return [prompts.learning_rate(epoch, config.prompts) for epoch in range(config.prompts.epochs)]
 
 
 def augmented(config):
@@ -111,7 +112,7 @@ def plan(config):
         labels=types.SimpleNamespace(label=LABEL),
         progress=types.SimpleNamespace(clusters=CLUSTERS),
     )
-    return Run._plan(run, 1, phases.Phase("inter", text=False), None)
+    return Run._plan(run, 1, phases.Phase("inter", text=False))
 
 
 def association(config):
@@ -143,6 +144,21 @@ def evaluation(config):
     dataset = dataclasses.replace(dataset, query=query)
     features = unit(np.random.default_rng(0), len(query) + len(dataset.gallery), DIM)
     return score(features, dataset, no_match=config.evaluation.no_match)["mAP"]
+
+
+def held_out(config):
+    dataset, records = split_held_out(small_dataset(), config.data.val_fraction, config.seed)
+    return [len(dataset.train), 0 if records is None else len(records)]
+
+
+def published(config):
+    done = Progress(zero_shot={"mAP": 0.5})
+    counts = {"classes": 1, "train_images": 1, "seconds": 1.0}
+    return summarize(done, config, dataset="market1501", **counts)["published"]
+
+
+def published_elsewhere(config):
+    return published(dataclasses.replace(config, published="mAP 1"))
 
 
 def tower(config):
@@ -185,12 +201,13 @@ def value_of(path):
 ELSEWHERE = {
     "data.name": "synthetic",
     "data.root": "elsewhere",
+    "data.source": "folder",
+    "data.cache": "somewhere",
     "data.synthetic_seed": 7,
     "data.synthetic_ids": 30,
     "data.allow_single_identity": True,
     "devices": 1,
     "keep_checkpoints": 5,
-    "published": "mAP 1",
     "stages": ("prompts",),
     "model.calibrate_neck": False,
     "model.camera_embedding": True,
@@ -220,6 +237,9 @@ OPTIONS = {
     "augment.mean": ((0.5, 0.5, 0.5), augmented),
     "augment.std": ((0.5, 0.5, 0.5), augmented),
     "reduce": ("mean_cam_mean", intra),
+    "data.val_fraction": (0.25, held_out),
+    "published": ("mAP 1", published),
+    "published_on": ("msmt17_v1", published_elsewhere),
     "data.height": (64, tower),
     "data.width": (32, tower),
     "model.weights": ("somewhere", compute),
@@ -337,6 +357,8 @@ def test_option_is_accepted(path):
         ("association.rate", 0.0, "rate must be positive"),
         ("prompts.prefix_tokens", 7, "prefix_tokens must be 4, 5 or 6"),
         ("model.tower", "mixer", "must be one of"),
+        ("data.val_fraction", 1.0, "must be at least 0 and below 1"),
+        ("data.val_fraction", -0.1, "must be at least 0 and below 1"),
     ],
 )
 def test_impossible_values_are_refused(path, value, message):

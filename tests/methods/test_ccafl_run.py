@@ -32,7 +32,7 @@ def test_summary_holds_every_stage(whole):
         assert 0 < metrics["mAP"] <= 1 and 0 <= metrics["same_camera_share"] <= 1
     inter = summary["stages"][-1]
     assert summary["final"]["mAP"] == inter["mAP"] and summary["seconds"] > inter["seconds"] > 0
-    assert summary["classes"] == 24
+    assert summary["classes"] == 24 and summary["dataset"] == inter["dataset"] == "small"
 
 
 def test_every_phase_compiles_once(whole):
@@ -49,6 +49,7 @@ def test_log_has_one_line_an_epoch(whole):
     last = lines[-1]
     assert {"total", "inter", "text_inter", "ical", "gid", "association_precision"} <= set(last)
     assert all(np.isfinite(value) for key, value in last.items() if key != "stage")
+    assert "val_mAP" not in last  # nothing is held out
 
 
 def test_trained_model_reproduces_the_final_figures(whole):

@@ -30,7 +30,9 @@ def one_line_error(finished):
 
 
 @pytest.mark.ci
-@pytest.mark.parametrize("script", ["train", "evaluate", "export", "convert_weights"])
+@pytest.mark.parametrize(
+    "script", ["train", "evaluate", "export", "convert_weights", "prepare_data"]
+)
 def test_help_holds_examples(script):
     finished = run(f"scripts/{script}.py", "--help")
     assert finished.returncode == 0 and "examples:" in finished.stdout
@@ -104,3 +106,38 @@ def test_a_recipe_for_real_data_asks_for_weights(tmp_path):
     )  # fmt: skip
     assert "no weights: set --config.model.weights" in one_line_error(finished)
     assert not (tmp_path / "w").exists()
+
+
+@pytest.mark.ci
+def test_training_from_a_folder_from_records_and_from_a_manifest_is_the_same(tmp_path):
+    people = ["--out", tmp_path / "raw", "--train-ids", "12", "--test-ids", "6", "--cameras", "3"]
+    assert run("-m", "data_prep.synthetic", *people).returncode == 0
+    prepare = ["scripts/prepare_data.py", "--dataset", "synthetic", "--raw", tmp_path / "raw"]
+    assert run(*prepare, "--out", tmp_path / "prepared").returncode == 0
+    splits = {"bounding_box_train": "train", "query": "query", "bounding_box_test": "gallery"}
+    lines = ["path,pid,camid,split"]
+    for folder, split in splits.items():
+        for path in sorted((tmp_path / "raw" / folder).glob("*.jpg")):
+            pid, camera = path.name.split("_")[:2]
+            lines.append(f"raw/{folder}/{path.name},{int(pid)},{camera[1]},{split}")
+    (tmp_path / "people.csv").write_text("\n".join(lines) + "\n")
+    found = {}
+    for name, root, source in (
+        ("synthetic", "raw", "folder"),
+        ("synthetic", "prepared", "prepared"),
+        ("manifest", "people.csv", "auto"),
+    ):
+        data = [f"--config.data.name={name}", f"--config.data.root={tmp_path / root}"]
+        data += [f"--config.data.source={source}", f"--config.data.cache={tmp_path / 'cache'}"]
+        workdir = tmp_path / f"w_{root}"
+        finished = run("scripts/train.py", *DEMO, "--workdir", workdir, *data)
+        assert finished.returncode == 0, finished.stderr
+        found[root] = json.loads((workdir / "summary.json").read_text())
+        evaluated = run("scripts/evaluate.py", "--workdir", workdir)
+        assert evaluated.returncode == 0, evaluated.stderr
+    assert found["prepared"]["final"] == found["raw"]["final"]
+    assert found["people.csv"]["final"]["mAP"] == found["raw"]["final"]["mAP"]
+    assert found["people.csv"]["dataset"] == "manifest"
+    other = ["--workdir", tmp_path / "w_people.csv", "--root", tmp_path / "prepared"]
+    evaluated = run("scripts/evaluate.py", *other, "--dataset", "synthetic")
+    assert evaluated.returncode == 0 and "synthetic" in evaluated.stdout, evaluated.stderr

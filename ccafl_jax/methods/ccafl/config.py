@@ -8,6 +8,8 @@ line in a file under configs/.
 import dataclasses
 
 from ccafl_jax.data.augment import AugmentConfig
+from ccafl_jax.data.layouts import LAYOUTS
+from ccafl_jax.data.opening import SOURCES
 from ccafl_jax.options import require, require_choice
 
 STAGES = ("prompts", "intra", "inter")
@@ -18,26 +20,39 @@ class DataConfig:
     """Which images, and how they reach the model.
 
     Attributes:
-      name: layout of the folder; `market1501`, or `synthetic` (the embedded people, drawn into
-        the work folder when `root` is empty).
+      name: of the data set, a key of `ccafl_jax.data.layouts.LAYOUTS`; `synthetic` are the embedded
+        people, drawn into the work folder when `root` is empty.
       root: folder of the data set, or one that holds it.
+      source: `folder` (the raw download), `prepared` (from scripts/prepare_data.py), or `auto`,
+        which looks what `root` holds.
       height, width: pixels after resizing.
+      cache: folder for decoded images, which later runs map into memory; none when empty.
       synthetic_seed, synthetic_ids: which synthetic people to draw when `root` is empty, and how
         many training identities.
       allow_single_identity: accept cameras with one identity, whose intra-camera losses are 0.
+      val_fraction: share of each camera's training identities that is held out of training, as
+        an alarm of overfitting (docs/ccafl.md); it selects nothing.
     """
 
     name: str = "market1501"
     root: str = ""
+    source: str = "auto"
     height: int = 256
     width: int = 128
+    cache: str = ""
     synthetic_seed: int = 100
     synthetic_ids: int = 200
     allow_single_identity: bool = False
+    val_fraction: float = 0.0
 
     def __post_init__(self):
-        require_choice("name", self.name, ("market1501", "synthetic"))
+        require_choice("name", self.name, tuple(LAYOUTS))
+        require_choice("source", self.source, SOURCES)
         require(self.height >= 32 and self.width >= 16, "height and width must be at least 32x16")
+        require(
+            0 <= self.val_fraction < 1,
+            f"val_fraction is {self.val_fraction}, must be at least 0 and below 1",
+        )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -321,6 +336,8 @@ class CCAFLConfig:
       devices: devices of the mesh (0: all).
       keep_checkpoints: how many of the latest checkpoints stay.
       published: figures of the paper, copied into the summary beside ours.
+      published_on: the data set (`data.name`) they were measured on; beside any other they are
+        left out.
     """
 
     seed: int = 1
@@ -329,6 +346,7 @@ class CCAFLConfig:
     devices: int = 0
     keep_checkpoints: int = 2
     published: str = ""
+    published_on: str = ""
     data: DataConfig = DataConfig()
     augment: AugmentConfig = AugmentConfig()
     model: ModelConfig = ModelConfig()

@@ -1,4 +1,4 @@
-"""Start of an epoch: features -> association -> memory banks and tables of the phase."""
+"""Start of an epoch: features -> association -> memory banks and tables of the phase; batches."""
 
 import dataclasses
 
@@ -6,7 +6,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ccafl_jax.memory import class_means, init_centroids, init_instances
+from ccafl_jax.data.samplers import plan
+from ccafl_jax.memory import class_means, draw_instances, init_centroids, init_instances
 from ccafl_jax.methods.ccafl.config import AssociationConfig, CCAFLConfig
 from ccafl_jax.methods.ccafl.phases import Context, Phase
 from ccafl_jax.numerics import NEG, einsum, l2_normalize
@@ -51,6 +52,45 @@ def associate_features(
     return associate(
         np.asarray(l2_normalize(means)), cam_of, rate=config.rate, method=config.method
     )
+
+
+def batch_plan(
+    config: CCAFLConfig, phase: Phase, epoch: int, label: np.ndarray, clusters: np.ndarray
+) -> np.ndarray:
+    """The images of an epoch's batches, int[steps, batch].
+
+    Args:
+      config: options.
+      phase: of the epoch.
+      epoch: of stages 2 and 3, counted from 0.
+      label: int[images], accumulated class.
+      clusters: int[classes], the pseudo identities in force.
+    """
+    sampler, iterations = config.sampler, config.schedule.iterations
+    seed, first_step = config.seed, epoch * iterations
+    if sampler.kind == "cluster_pk" and phase.stage == "inter":
+        # Labels change every epoch, and with them the stream starts anew.
+        label = np.asarray(clusters)[label]
+        seed, first_step = seed + 1_000_003 * (epoch + 1), 0
+    return plan(
+        label,
+        seed=seed,
+        first_step=first_step,
+        steps=iterations,
+        classes_per_batch=sampler.classes,
+        images_per_class=sampler.images,
+    )
+
+
+def instance_draws(
+    config: CCAFLConfig, label: np.ndarray, classes: int, epoch: int
+) -> InstanceDraws:
+    """The images that fill the instance slots in an epoch."""
+    slots = config.icdl.instances
+    if slots == 0:
+        return all_instances(label, classes)
+    index = draw_instances(label, classes, slots, (config.seed, epoch))
+    return InstanceDraws(index=index, valid=np.ones(index.shape, bool))
 
 
 def all_instances(label: np.ndarray, classes: int) -> InstanceDraws:

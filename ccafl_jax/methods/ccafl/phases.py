@@ -6,6 +6,7 @@ function, on detached features, and ICAL then uses the stepped classifier as a c
 """
 
 import dataclasses
+import logging
 from collections.abc import Callable
 
 import jax
@@ -16,15 +17,18 @@ from flax import nnx
 from ccafl_jax import losses
 from ccafl_jax.data.augment import augment
 from ccafl_jax.memory import update_each, update_hard, update_instances, update_mean
-from ccafl_jax.methods.ccafl.config import CCAFLConfig
+from ccafl_jax.methods.ccafl.config import CCAFLConfig, OptimizerConfig
 from ccafl_jax.training.optimizers import (
     apply_scaled,
     bias_factors,
     coupled_adam,
     grouped,
     label_by_path,
+    warmup_multistep,
 )
 from ccafl_jax.training.state import FlatDict, TrainState, batch_stats_of, merge_model
+
+log = logging.getLogger("ccafl_jax")
 
 PARAMETER_GROUPS = ((r"(^|/)attnpool/", "text_head"), (r"", "trunk"))
 """Only the text losses reach a ResNet's attention pool; every loss reaches the trunk. A ViT is all
@@ -53,6 +57,30 @@ def phase_of(epoch: int, config: CCAFLConfig) -> Phase:
     text = config.text.inter and epoch >= border("text_start")
     ical = config.ical.enabled and border("ical_start") <= epoch < border("ical_end")
     return Phase("inter", text=text, ical=ical)
+
+
+def learning_rate(epoch: int, config: OptimizerConfig) -> float:
+    """The encoder's rate in an epoch of stages 2 and 3."""
+    return warmup_multistep(
+        epoch,
+        base=config.base_lr,
+        warmup_epochs=config.warmup_epochs,
+        warmup_factor=config.warmup_factor,
+        milestones=config.milestones,
+        gamma=config.gamma,
+    )
+
+
+def report_classifier(accuracy: float, classes: int) -> None:
+    """Logs the classifier's batch accuracy where ICAL starts, with a warning near chance."""
+    log.info("ICAL starts; the classifier's batch accuracy is %.4f", accuracy)
+    if accuracy < 5 / classes:
+        log.warning(
+            "the global classifier is near chance (%.4f, chance %.4f) where ICAL starts: start "
+            "it later (schedule.ical_start) or raise optimizer.classifier_lr",
+            accuracy,
+            1 / classes,
+        )
 
 
 @jax.tree_util.register_dataclass

@@ -1,4 +1,4 @@
-"""How far a run has come, and its arrays as a checkpoint holds them."""
+"""How far a run has come, its arrays as a checkpoint holds them, and its summary."""
 
 import dataclasses
 from typing import Any
@@ -6,6 +6,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from ccafl_jax.methods.ccafl.config import CCAFLConfig
 from ccafl_jax.methods.ccafl.prompts import PromptState
 from ccafl_jax.training.checkpoints import leaves_by_path, restore_leaves
 from ccafl_jax.training.state import TrainState
@@ -21,6 +22,7 @@ class Progress:
       stages: one entry a finished stage, as in the summary.
       clusters: int32[classes], the pseudo identities in force.
       gid_accuracy: batch accuracy of the global classifier in the last epoch.
+      val_history: intra-camera mAP of the held-out images at every evaluation of stages 2 and 3.
       seconds: spent so far.
     """
 
@@ -30,6 +32,7 @@ class Progress:
     stages: list = dataclasses.field(default_factory=list)
     clusters: np.ndarray = dataclasses.field(default_factory=lambda: np.zeros(0, np.int32))
     gid_accuracy: float = 0.0
+    val_history: list = dataclasses.field(default_factory=list)
     seconds: float = 0.0
 
     @property
@@ -49,6 +52,42 @@ class Progress:
     def from_json(cls, values: dict) -> "Progress":
         """Inverse of `to_json`."""
         return cls(**values | {"clusters": np.asarray(values["clusters"], np.int32)})
+
+
+def summarize(
+    progress: Progress,
+    config: CCAFLConfig,
+    *,
+    dataset: str,
+    classes: int,
+    train_images: int,
+    seconds: float,
+) -> dict:
+    """What `summary.json` holds; its headline `final` is the last epoch, never the best one.
+
+    Args:
+      progress: of a run that is done.
+      config: its options.
+      dataset: name of the data set.
+      classes: (camera, identity) classes of the training set.
+      train_images: their images.
+      seconds: spent.
+    """
+    trained = [stage for stage in progress.stages if stage["name"] in ("intra", "inter")]
+    last = (trained or [progress.zero_shot])[-1]
+    left_out = ("name", "checkpoint", "seconds", "g")
+    comparable = config.published_on in ("", dataset)
+    return {
+        "method": "ccafl",
+        "zero_shot": progress.zero_shot,
+        "stages": progress.stages,
+        "final": {key: value for key, value in last.items() if key not in left_out},
+        "seconds": seconds,
+        "published": config.published if comparable else "",
+        "dataset": dataset,
+        "classes": classes,
+        "train_images": train_images,
+    }
 
 
 def pack(

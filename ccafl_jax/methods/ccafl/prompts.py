@@ -1,7 +1,7 @@
 """Stage 1 of CCAFL: one prompt per class, learned by image-text contrast inside cameras."""
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
@@ -9,12 +9,15 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from flax import nnx
+from tqdm import tqdm
 
 from ccafl_jax import losses
+from ccafl_jax.data.samplers import shuffled_batches
 from ccafl_jax.methods.ccafl.config import PromptsConfig
 from ccafl_jax.models.prompts import PromptTemplate, assemble
 from ccafl_jax.numerics import einsum
-from ccafl_jax.training.optimizers import coupled_adam
+from ccafl_jax.training.log import mean_metrics
+from ccafl_jax.training.optimizers import coupled_adam, prompt_cosine
 from ccafl_jax.training.state import FlatDict, merge_model
 
 
@@ -110,6 +113,55 @@ def make_prompt_step(
         return PromptState(prompts=prompts, opt_state=opt_state), {"loss": loss}
 
     return jax.jit(step, donate_argnums=0)
+
+
+def epochs(
+    step: Callable,
+    state: PromptState,
+    context: PromptContext,
+    config: PromptsConfig,
+    *,
+    seed: int,
+    start: int = 0,
+) -> Iterator[tuple[int, PromptState, dict[str, float]]]:
+    """Trains with a bar; yields after each epoch its number, the state and the mean metrics.
+
+    Args:
+      step: from :func:`make_prompt_step`; it consumes the states it is given.
+      state: at the start.
+      context: see there.
+      config: options of the stage.
+      seed: of the order of the images.
+      start: first epoch.
+    """
+    count = context.label.shape[0]
+    bar = tqdm(
+        total=config.epochs, initial=start, desc="prompts", unit="epoch", leave=False, disable=None
+    )
+    for epoch in range(start, config.epochs):
+        rate = np.asarray(learning_rate(epoch, config), state.prompts.dtype)
+        rows, valid = shuffled_batches(count, seed=seed, epoch=epoch, batch=config.batch)
+        found = []
+        for batch_rows, batch_valid in zip(rows, valid, strict=True):
+            state, metrics = step(state, context, batch_rows, batch_valid, rate)
+            found.append(metrics)
+        means = mean_metrics(found) | {"learning_rate": float(rate)}
+        bar.set_postfix(loss=f"{means['loss']:.3f}")
+        bar.update()
+        yield epoch, state, means
+    bar.close()
+
+
+def learning_rate(epoch: int, config: PromptsConfig) -> float:
+    """The rate of an epoch, counted from 0."""
+    return prompt_cosine(
+        epoch + 1,
+        base=config.base_lr,
+        warmup_from=config.warmup_from,
+        warmup_epochs=config.warmup_epochs,
+        minimum=config.min_lr,
+        epochs=config.epochs,
+    )
 
 
 def make_class_texts(

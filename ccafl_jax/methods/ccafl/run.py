@@ -16,21 +16,21 @@ import jax.numpy as jnp
 import numpy as np
 from tqdm import tqdm
 
-from ccafl_jax.data.records import ReIDDataset, intra_camera_labels
-from ccafl_jax.data.samplers import plan, shuffled_batches
-from ccafl_jax.memory import draw_instances
-from ccafl_jax.methods.ccafl import memories, prompts
+from ccafl_jax.data.labels import intra_camera_labels
+from ccafl_jax.data.records import Records, ReIDDataset
+from ccafl_jax.methods.ccafl import holdout, memories, prompts
 from ccafl_jax.methods.ccafl.config import CCAFLConfig
 from ccafl_jax.methods.ccafl.metadata import check_resumable, describe_checkpoint, describe_run
 from ccafl_jax.methods.ccafl.model import image_model
 from ccafl_jax.methods.ccafl.phases import (
-    Context,
     Phase,
     initial_state,
+    learning_rate,
     make_step,
     phase_of,
+    report_classifier,
 )
-from ccafl_jax.methods.ccafl.progress import Progress, pack, unpack
+from ccafl_jax.methods.ccafl.progress import Progress, pack, summarize, unpack
 from ccafl_jax.models.clip import CLIP, Tokenizer
 from ccafl_jax.models.prompts import init_prompts, prompt_template, template_embeddings
 from ccafl_jax.pseudo_labels.cross_camera import diagnostics
@@ -39,8 +39,7 @@ from ccafl_jax.training.checkpoints import Checkpoints
 from ccafl_jax.training.description import check_digest
 from ccafl_jax.training.extract import Extractor
 from ccafl_jax.training.features import feature_extractor, query_then_gallery, score
-from ccafl_jax.training.log import RunLog, format_line
-from ccafl_jax.training.optimizers import prompt_cosine, warmup_multistep
+from ccafl_jax.training.log import RunLog, format_line, mean_metrics
 from ccafl_jax.training.sharding import check_batch, make_mesh, replicate, shard_rows
 from ccafl_jax.training.state import split_model
 
@@ -49,15 +48,17 @@ log = logging.getLogger("ccafl_jax")
 
 @dataclasses.dataclass(frozen=True)
 class Images:
-    """Decoded images of a data set: uint8[n, height, width, 3] for training and for testing.
+    """Decoded images of a data set: uint8[n, height, width, 3].
 
     Attributes:
       train: in the order of `dataset.train`.
       test: the query set followed by the gallery.
+      val: images held out of training, in the order of `held_out`; None where there are none.
     """
 
     train: np.ndarray
     test: np.ndarray
+    val: np.ndarray | None = None
 
 
 class Run:
@@ -72,6 +73,7 @@ class Run:
         clip: CLIP,
         tokenizer: Tokenizer,
         workdir: pathlib.Path,
+        held_out: Records | None = None,
     ):
         """Args:
         config: options.
@@ -80,6 +82,7 @@ class Run:
         clip: both towers, at the size of the images.
         tokenizer: of the text tower.
         workdir: the run folder.
+        held_out: records of `images.val`; the training set is without them.
         """
         self.config = config
         self.dataset = dataset
@@ -89,6 +92,7 @@ class Run:
         self.labels = intra_camera_labels(dataset.train.pid, dataset.train.camid)
         self.images = replicate(images.train, self.mesh)
         self.test_images = images.test
+        self.val_images, self.held_out = images.val, held_out
 
         template = prompt_template(tokenizer, prefix_tokens=config.prompts.prefix_tokens)
         self._init_models(clip, template)
@@ -138,10 +142,14 @@ class Run:
         self.extract_g = extractor("image_features", "joint features")
         self.extract_pooled = extractor("pooled", "neck statistics")
 
-    def _extract(self, extractor: Extractor, *, test: bool = False) -> jax.Array:
-        """Features of the training images, or of the query set followed by the gallery."""
-        images = self.test_images if test else self.images
-        camid = query_then_gallery(self.dataset)[1] if test else self.dataset.train.camid
+    def _extract(self, extractor: Extractor, split: str = "train") -> jax.Array:
+        """Features of "train", "val" or "test" (the query set followed by the gallery)."""
+        if split == "train":
+            images, camid = self.images, self.dataset.train.camid
+        elif split == "val":
+            images, camid = self.val_images, self.held_out.camid
+        else:
+            images, camid = self.test_images, query_then_gallery(self.dataset)[1]
         return extractor(self.state.params, self.state.batch_stats, images, camid)
 
     @property
@@ -181,7 +189,7 @@ class Run:
         if self.config.model.calibrate_neck:
             self._calibrate_neck()
         result = self.evaluate()
-        result["g"] = self._score(self._extract(self.extract_g, test=True))
+        result["g"] = self._score(self._extract(self.extract_g, "test"))
         self.progress.zero_shot = result
         for head in ("f", "g"):
             values = result if head == "f" else result["g"]
@@ -201,58 +209,22 @@ class Run:
 
     def _train_prompts(self) -> None:
         config, start = self.config.prompts, self.progress.prompt_epochs
-        if start < config.epochs:
-            clock = time.monotonic()
-            context = self._prompt_context()
-            loss = self._prompt_epochs(start, context)
-            self._finish_prompts(context, loss, clock)
-
-    def _prompt_epochs(self, start: int, context: prompts.PromptContext) -> float:
-        """Trains from epoch `start`; returns the mean loss of the last epoch."""
-        config = self.config.prompts
+        if start >= config.epochs:
+            return
+        clock = time.monotonic()
+        context = self._prompt_context()
         step = prompts.make_prompt_step(
             self.text_graph, self.template, config, on_trace=self.traces.append
         )
-        bar = tqdm(
-            total=config.epochs,
-            initial=start,
-            desc="prompts",
-            unit="epoch",
-            leave=False,
-            disable=None,
-        )
-        for epoch in range(start, config.epochs):
-            rate = np.asarray(self._prompt_rate(epoch), self.prompt_state.prompts.dtype)
-            rows, valid = shuffled_batches(
-                len(self.labels.label), seed=self.config.seed, epoch=epoch, batch=config.batch
-            )
-            found = []
-            for batch_rows, batch_valid in zip(rows, valid, strict=True):
-                self.prompt_state, metrics = step(
-                    self.prompt_state, context, batch_rows, batch_valid, rate
-                )
-                found.append(metrics)
-            means = _mean_metrics(found) | {"learning_rate": float(rate)}
+        for epoch, state, means in prompts.epochs(
+            step, self.prompt_state, context, config, seed=self.config.seed, start=start
+        ):
+            self.prompt_state = state
             self.log.write("prompts", epoch, means)
-            bar.set_postfix(loss=f"{means['loss']:.3f}")
-            bar.update()
             self.progress.prompt_epochs = epoch + 1
-            last = epoch + 1 == config.epochs
-            if not last:  # the last one is saved with the texts
+            if epoch + 1 < config.epochs:  # the last one is saved with the texts
                 self._save()
-        bar.close()
-        return means["loss"]
-
-    def _prompt_rate(self, epoch: int) -> float:
-        config = self.config.prompts
-        return prompt_cosine(
-            epoch + 1,
-            base=config.base_lr,
-            warmup_from=config.warmup_from,
-            warmup_epochs=config.warmup_epochs,
-            minimum=config.min_lr,
-            epochs=config.epochs,
-        )
+        self._finish_prompts(context, means["loss"], clock)
 
     def _prompt_context(self) -> prompts.PromptContext:
         g = self._extract(self.extract_g)
@@ -317,7 +289,8 @@ class Run:
             every = self.config.evaluation.every
             if ends or (every and (epoch + 1) % every == 0):
                 result = self.evaluate()
-                scalars |= {key: result[key] for key in ("mAP", "rank1", "same_camera_share")}
+                scalars |= _headline(result)
+                holdout.watch(self.progress.val_history, result)
                 if ends:
                     seconds = time.monotonic() - clock
                     clock = time.monotonic()
@@ -342,7 +315,7 @@ class Run:
         features = self._extract(self.extract_f)
         scalars = self._associate(epoch, phase, features)
         if phase.ical and not phase_of(epoch - 1, config).ical:
-            self._report_classifier()
+            report_classifier(self.progress.gid_accuracy, self.num_classes)
         texts = self.class_text
         if texts is None:  # no text loss is on
             texts = jnp.zeros((self.num_classes, 1), self.state.classifier.dtype)
@@ -360,13 +333,13 @@ class Run:
         self.state = self.state.replace(memory=memory)
         rate = np.asarray(self._learning_rate(epoch), self.state.classifier.dtype)
         found = []
-        for rows in self._plan(epoch, phase, context):
+        for rows in self._plan(epoch, phase):
             self.state, metrics = step(
                 self.state, context, self.images, shard_rows(rows, self.mesh), rate
             )
             found.append(metrics)
             bar.update()
-        means = _mean_metrics(found)
+        means = mean_metrics(found)
         if not np.isfinite(means["total"]):
             raise FloatingPointError(
                 f"the loss of epoch {epoch + 1} is {means['total']}: lower optimizer.base_lr, or "
@@ -388,58 +361,27 @@ class Run:
         return {f"association_{key}": float(value) for key, value in report.items()}
 
     def _draw_instances(self, epoch: int) -> memories.InstanceDraws:
-        slots = self.config.icdl.instances
-        if slots == 0:
-            return memories.all_instances(self.labels.label, self.num_classes)
-        seed = (self.config.seed, epoch)
-        index = draw_instances(self.labels.label, self.num_classes, slots, seed)
-        return memories.InstanceDraws(index=index, valid=np.ones(index.shape, bool))
+        return memories.instance_draws(self.config, self.labels.label, self.num_classes, epoch)
 
-    def _plan(self, epoch: int, phase: Phase, context: Context) -> np.ndarray:
-        config, iterations = self.config.sampler, self.config.schedule.iterations
-        labels, seed, first_step = self.labels.label, self.config.seed, epoch * iterations
-        if config.kind == "cluster_pk" and phase.stage == "inter":
-            # Labels change every epoch, and with them the stream starts anew.
-            labels = np.asarray(self.progress.clusters)[labels]
-            seed, first_step = seed + 1_000_003 * (epoch + 1), 0
-        return plan(
-            labels,
-            seed=seed,
-            first_step=first_step,
-            steps=iterations,
-            classes_per_batch=config.classes,
-            images_per_class=config.images,
+    def _plan(self, epoch: int, phase: Phase) -> np.ndarray:
+        return memories.batch_plan(
+            self.config, phase, epoch, self.labels.label, self.progress.clusters
         )
-
-    def _report_classifier(self) -> None:
-        accuracy, chance = self.progress.gid_accuracy, 1 / self.num_classes
-        log.info("ICAL starts; the classifier's batch accuracy is %.4f", accuracy)
-        if accuracy < 5 * chance:
-            log.warning(
-                "the global classifier is near chance (%.4f, chance %.4f) where ICAL starts: start "
-                "it later (schedule.ical_start) or raise optimizer.classifier_lr",
-                accuracy,
-                chance,
-            )
 
     def _learning_rate(self, epoch: int) -> float:
-        config = self.config.optimizer
-        return warmup_multistep(
-            epoch,
-            base=config.base_lr,
-            warmup_epochs=config.warmup_epochs,
-            warmup_factor=config.warmup_factor,
-            milestones=config.milestones,
-            gamma=config.gamma,
-        )
+        return learning_rate(epoch, self.config.optimizer)
 
     # Evaluation, checkpoints, summary.
 
-    def evaluate(self) -> dict[str, float]:
-        """Metrics of the retrieval feature on the test set."""
-        return self._score(self._extract(self.extract_f, test=True))
+    def evaluate(self) -> dict:
+        """Metrics of the retrieval feature on the test set, and on the held-out images."""
+        result = self._score(self._extract(self.extract_f, "test"))
+        if self.held_out is not None:
+            features = self._extract(self.extract_f, "val")
+            result["val"] = holdout.score_held_out(features, self.held_out)
+        return result
 
-    def _score(self, features: jax.Array) -> dict[str, float]:
+    def _score(self, features: jax.Array) -> dict:
         return score(features, self.dataset, no_match=self.config.evaluation.no_match)
 
     def _save(self) -> None:
@@ -459,6 +401,7 @@ class Run:
 
     def _restore(self) -> None:
         meta = self.checkpoints.restore_meta()
+        holdout.check_same_hold_out(meta, self.config, str(self.workdir))
         check_resumable(meta, self._description(), self.workdir)
         tree = self.checkpoints.restore()
         check_digest(meta, tree["params"], tree["batch_stats"], where=str(self.workdir))
@@ -472,38 +415,27 @@ class Run:
         )
 
     def _write_summary(self) -> dict:
-        progress = self.progress
-        trained = [s for s in progress.stages if s["name"] in ("intra", "inter")]
-        final = {k: v for k, v in (trained or [progress.zero_shot])[-1].items() if k != "g"}
-        summary = {
-            "method": "ccafl",
-            "zero_shot": progress.zero_shot,
-            "stages": progress.stages,
-            "final": {k: v for k, v in final.items() if k not in ("name", "checkpoint", "seconds")},
-            "seconds": self._seconds_before + self.log.seconds,
-            "published": self.config.published,
-            "dataset": self.dataset.name,
-            "classes": self.num_classes,
-            "train_images": int(self.images.shape[0]),
-        }
+        summary = summarize(
+            self.progress,
+            self.config,
+            dataset=self.dataset.name,
+            classes=self.num_classes,
+            train_images=int(self.images.shape[0]),
+            seconds=self._seconds_before + self.log.seconds,
+        )
         write_json(self.workdir / "summary.json", summary)
         print(result_table(summary_rows(summary)))
         return summary
 
 
 def _headline(metrics: dict) -> dict:
-    return {key: metrics[key] for key in ("mAP", "rank1", "same_camera_share")}
-
-
-def _mean_metrics(found: list[dict]) -> dict[str, float]:
-    """Means over an epoch; the only place that waits for the device."""
-    values = jax.device_get(found)
-    return {key: float(np.mean([v[key] for v in values])) for key in values[0]}
+    shown = {key: metrics[key] for key in ("mAP", "rank1", "same_camera_share")}
+    return shown | ({"val_mAP": metrics["val"]["mAP"]} if "val" in metrics else {})
 
 
 def _epoch_line(scalars: dict[str, float]) -> str:
     shown = {"loss": scalars["total"], "gid_acc": scalars["gid_accuracy"]}
-    for key in ("association_clusters", "association_precision", "mAP", "rank1"):
+    for key in ("association_clusters", "association_precision", "mAP", "rank1", "val_mAP"):
         if key in scalars:
             shown[key.removeprefix("association_")] = scalars[key]
     return format_line(shown)

@@ -1,17 +1,23 @@
 """From options to a run: data set, pixels, CLIP towers and tokenizer."""
 
+import dataclasses
 import importlib.resources
 import logging
+import os
 import pathlib
 import sys
 
 import jax.numpy as jnp
 import numpy as np
 
-from ccafl_jax.data.market1501 import load_market1501
-from ccafl_jax.data.records import ReIDDataset
-from ccafl_jax.data.sources import load_images
+from ccafl_jax.data.decoded import load_images
+from ccafl_jax.data.labels import check_cameras
+from ccafl_jax.data.layouts import layout_of
+from ccafl_jax.data.opening import open_dataset
+from ccafl_jax.data.records import Records, ReIDDataset
+from ccafl_jax.data.sources import PixelFormat
 from ccafl_jax.methods.ccafl.config import CCAFLConfig, DataConfig, ModelConfig
+from ccafl_jax.methods.ccafl.holdout import split_held_out
 from ccafl_jax.methods.ccafl.run import Images, Run
 from ccafl_jax.models.clip import CLIP, Tokenizer, ViTConfig, load_clip
 from ccafl_jax.models.hub import local_directory
@@ -36,32 +42,73 @@ def prepare_run(config: CCAFLConfig, *, workdir: pathlib.Path, root: str) -> Run
     """
     if not root:
         raise ValueError(
-            f"no data: set --config.data.root to the folder of {config.data.name} (images in "
-            "bounding_box_train, query and bounding_box_test)"
+            f"no data: set --config.data.root to the folder of {config.data.name}, raw or prepared"
         )
     directory = weights_directory(config.model)
     clip, tokenizer = load_towers(config, directory), Tokenizer(directory)
-    dataset = load_market1501(root, allow_single_identity=config.data.allow_single_identity)
+    dataset = open_training_set(config.data, root)
+    dataset, held_out = split_held_out(dataset, config.data.val_fraction, config.seed)
     log.info("%s", dataset.summary())
     return Run(
         config,
         dataset=dataset,
-        images=read_images(dataset, config.data),
+        images=read_images(dataset, config.data, held_out=held_out),
         clip=clip,
         tokenizer=tokenizer,
         workdir=workdir,
+        held_out=held_out,
     )
 
 
-def read_images(dataset: ReIDDataset, config: DataConfig) -> Images:
+def open_training_set(config: DataConfig, root: str | os.PathLike) -> ReIDDataset:
+    """Opens the data set and checks that intra-camera supervision can use it.
+
+    Raises:
+      FileNotFoundError, ValueError: with one line that says what is missing and what to do.
+    """
+    if layout_of(config.name).kind != "image":
+        raise ValueError(
+            f"{config.name} is a {layout_of(config.name).kind} set; CCAFL trains on single images "
+            "of one kind"
+        )
+    dataset = open_dataset(config.name, root, source=config.source)
+    for split, use in (("train", "to train on"), ("query", "to test"), ("gallery", "to test")):
+        if not len(getattr(dataset, split)):
+            raise ValueError(f"{dataset.root} has no images {use}: its {split} set is empty")
+    warnings = list(dataset.report["warnings"])
+    labelled = dataset.train.pid >= 0
+    if not np.all(labelled):
+        warnings.append(
+            f"{np.sum(~labelled)} training images without an identity are left out: intra-camera "
+            "supervision needs one for each image"
+        )
+        dataset = dataclasses.replace(dataset, train=dataset.train.take(labelled))
+    warnings += check_cameras(
+        dataset.train.pid,
+        dataset.train.camid,
+        dataset.camera_codes,
+        allow_single_identity=config.allow_single_identity,
+    )
+    for text in warnings:
+        log.warning("%s: %s", dataset.root, text)
+    return dataset
+
+
+def read_images(
+    dataset: ReIDDataset, config: DataConfig, *, held_out: Records | None = None
+) -> Images:
     """Decodes and resizes all splits."""
 
-    def read(paths: np.ndarray) -> np.ndarray:
+    def read(records: Records) -> np.ndarray:
         watched = sys.stderr.isatty()  # no bar in log files
-        return load_images(paths, config.height, config.width, progress=watched)
+        pixels = PixelFormat(config.height, config.width)
+        return load_images(records, pixels, cache=config.cache, progress=watched)
 
-    test_paths = np.concatenate([dataset.query.path, dataset.gallery.path])
-    return Images(train=read(dataset.train.path), test=read(test_paths))
+    return Images(
+        train=read(dataset.train),
+        test=read(dataset.query.join(dataset.gallery)),
+        val=None if held_out is None else read(held_out),
+    )
 
 
 def weights_directory(config: ModelConfig) -> pathlib.Path:

@@ -1,0 +1,99 @@
+"""Batches decoded as they are needed, for sets that do not fit into memory.
+
+A plan (samplers.py) says which images form which batch; grain reads and decodes ahead of the
+training step in threads. The state of the iterator is the number of the next batch, so a run that
+was killed goes on where its checkpoint stood.
+"""
+
+import os
+
+import numpy as np
+
+from ccafl_jax.data.decoded import decode_rows
+from ccafl_jax.data.records import Records
+from ccafl_jax.data.sources import PixelFormat
+
+
+def stream_batches(
+    records: Records,
+    plan: np.ndarray,
+    pixels: PixelFormat,
+    *,
+    threads: int | None = None,
+    prefetch: int = 4,
+):
+    """Iterates over the batches of a plan.
+
+    Args:
+      records: the images.
+      plan: int[steps, batch], rows of `records`; a host passes its share, see `host_rows`.
+      pixels: size and filter.
+      threads: batches that are decoded at the same time; the number of processors when None.
+      prefetch: batches held ready.
+
+    Returns:
+      A `grain.DatasetIterator` of uint8[batch, height, width, 3]. `get_state()` gives a small
+      JSON-like value that `set_state()` of a new iterator over the same plan takes; Orbax saves
+      it as well.
+
+    Raises:
+      ImportError: grain is not installed.
+      ValueError: a plan that is not two-dimensional, or rows out of range; while iterating, a
+        damaged image, named.
+    """
+    try:
+        import grain
+    except ImportError as error:
+        raise ImportError("streaming batches needs grain: pip install grain") from error
+    plan = np.asarray(plan)
+    if plan.ndim != 2 or not np.issubdtype(plan.dtype, np.integer):
+        raise ValueError(f"the plan is {plan.dtype}{list(plan.shape)}, expected int[steps, batch]")
+    if plan.size and not 0 <= plan.min() <= plan.max() < len(records):
+        raise ValueError(
+            f"the plan names rows {plan.min()} to {plan.max()} of {len(records)} images"
+        )
+    options = grain.ReadOptions(
+        num_threads=threads or os.cpu_count() or 1, prefetch_buffer_size=prefetch
+    )
+    batches = grain.MapDataset.source(_Batches(records, plan, pixels))
+    return iter(batches.to_iter_dataset(options))
+
+
+def host_rows(plan: np.ndarray, *, process: int, processes: int) -> np.ndarray:
+    """The columns of a plan that one host reads.
+
+    Args:
+      plan: int[steps, batch].
+      process: number of the host, `jax.process_index()`.
+      processes: number of hosts, `jax.process_count()`.
+
+    Returns:
+      int[steps, batch / processes]: consecutive rows of each batch, as
+      `jax.make_array_from_process_local_data` puts them together over a "data" axis.
+
+    Raises:
+      ValueError: the batch does not divide over the hosts, or there is no such host.
+    """
+    batch = plan.shape[1]
+    if batch % processes:
+        raise ValueError(
+            f"a batch of {batch} images does not divide over {processes} hosts; use a number of "
+            f"hosts that divides {batch}"
+        )
+    if not 0 <= process < processes:
+        raise ValueError(f"process {process} of {processes}: expected 0 to {processes - 1}")
+    share = batch // processes
+    return plan[:, process * share : (process + 1) * share]
+
+
+class _Batches:
+    """A random-access sequence of decoded batches, which grain reads in threads."""
+
+    def __init__(self, records: Records, plan: np.ndarray, pixels: PixelFormat):
+        self._records, self._plan, self._pixels = records, plan, pixels
+
+    def __len__(self) -> int:
+        return len(self._plan)
+
+    def __getitem__(self, step: int) -> np.ndarray:
+        return decode_rows(self._records, self._plan[step], self._pixels)

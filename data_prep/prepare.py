@@ -1,0 +1,344 @@
+"""Raw folders to prepared data sets: TFDS datasets in ArrayRecord files, with columns beside them.
+
+The images go in as the bytes they are; each is decoded once, to know that it can be. Everything is
+written to a hidden folder that takes its name only when it is complete: a preparation that was
+interrupted leaves nothing that looks finished, and the next one starts by removing its remains.
+The layout of the result is told in ccafl_jax/data/prepared.py.
+
+Records are written by `tfds.core.SequentialWriter`, which keeps the order given and streams to
+disk. The usual `GeneratorBasedBuilder` collects a split of more than 1 GB in temporary files by way
+of TensorFlow.
+"""
+
+import collections
+import concurrent.futures
+import contextlib
+import dataclasses
+import fcntl
+import hashlib
+import io
+import os
+import pathlib
+import shutil
+from collections.abc import Iterator
+
+import numpy as np
+
+from ccafl_jax.data.columns import has_columns, read_meta, save_columns
+from ccafl_jax.data.prepared import SPLIT_OF_PART, open_prepared
+from ccafl_jax.data.records import Collection, Records
+from ccafl_jax.data.sources import check_image
+
+VERSION = "1.0.0"
+"""Of the records' layout, as TFDS counts versions."""
+_IMAGES_PER_TASK = 32
+_IMAGES_PER_SHARD = 65_536
+
+
+@dataclasses.dataclass(frozen=True)
+class Broken:
+    """An image that cannot be read.
+
+    Attributes:
+      part: where it belongs.
+      path: below the raw folder.
+      reason: what is wrong with it.
+    """
+
+    part: str
+    path: str
+    reason: str
+
+
+@dataclasses.dataclass(frozen=True)
+class Prepared:
+    """What a preparation left.
+
+    Attributes:
+      folder: the prepared set.
+      fingerprint: of its images, names, labels and tables.
+      images: number of records.
+      skipped: images left out because they are broken.
+    """
+
+    folder: pathlib.Path
+    fingerprint: str
+    images: int
+    skipped: tuple[Broken, ...]
+
+
+def prepare(
+    collection: Collection,
+    out: str | os.PathLike,
+    *,
+    skip_broken: int = 0,
+    differences: tuple[str, ...] = (),
+    overwrite: bool = False,
+    workers: int | None = None,
+    progress: bool = True,
+) -> Prepared:
+    """Writes a prepared data set to OUT/NAME/VERSION.
+
+    Args:
+      collection: read from a raw folder.
+      out: folder for prepared data sets.
+      skip_broken: broken images to leave out, and to list in the metadata, before it is an error.
+      differences: from the published counts, kept in the metadata.
+      overwrite: replace a set that is already there, once the new one is complete.
+      workers: threads that read and check images; the number of processors when None.
+      progress: show a bar.
+
+    Raises:
+      FileExistsError: the set is already there.
+      ValueError: more broken images than allowed.
+      OSError: the disk is full or read-only, or another preparation of the set is running.
+    """
+    folder = pathlib.Path(out).expanduser().absolute() / collection.name / VERSION
+    if has_columns(folder) and not overwrite:
+        raise FileExistsError(
+            f"{folder} is already prepared; use it, or --overwrite to make it again"
+        )
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with _only_one(folder.parent):
+        partial = folder.with_name(f".{folder.name}.incomplete")
+        shutil.rmtree(partial, ignore_errors=True)
+        partial.mkdir()
+        try:
+            result = _write(
+                collection, partial, skip_broken, differences, workers=workers, progress=progress
+            )
+            _move(partial, folder)
+        finally:
+            shutil.rmtree(partial, ignore_errors=True)
+    return dataclasses.replace(result, folder=folder)
+
+
+def verify(folder: str | os.PathLike, *, name: str = "", progress: bool = True) -> Collection:
+    """Reads every record of a prepared set and compares it with the hash taken when it was made.
+
+    Args:
+      folder: the prepared set, or one or two levels above it.
+      name: the data set expected there; any when empty.
+      progress: show a bar.
+
+    Raises:
+      FileNotFoundError: there is no prepared set.
+      ValueError: it is damaged.
+    """
+    collection = open_prepared(folder, name)
+    meta = read_meta(pathlib.Path(collection.root))
+    for part, records in collection.parts.items():
+        digest = _Digest()
+        rows = np.arange(len(records))
+        starts = range(0, len(rows), 4 * _IMAGES_PER_TASK)
+        with _bar(len(rows), f"verifying {part}", progress) as bar:
+            for start in starts:
+                for encoded in records.read(rows[start : start + starts.step]):
+                    digest.add(encoded)
+                    bar.update()
+        if digest.value() != meta["parts"][part]["digest"]:
+            raise ValueError(
+                f"{collection.root}: the images of {part} are not those that were prepared; "
+                "prepare the data set again"
+            )
+    return collection
+
+
+def _write(
+    collection: Collection,
+    folder: pathlib.Path,
+    skip_broken: int,
+    differences: tuple[str, ...],
+    *,
+    workers: int | None,
+    progress: bool,
+) -> Prepared:
+    writer, info = _tfds_writer(collection, folder)
+    splits = [SPLIT_OF_PART.get(part, part) for part, r in collection.parts.items() if len(r)]
+    writer.initialize_splits(splits)
+    digests, broken = {}, []
+    columns = _all_columns(collection)
+    for part, records in list(collection.parts.items()):
+        digest, lost = _Digest(), []
+        with _bar(len(records), f"preparing {part}", progress) as bar:
+            for rows, images in _checked(records, workers):
+                examples = []
+                for row, (encoded, reason) in zip(rows, images, strict=True):
+                    if reason:
+                        lost.append(row)
+                        broken.append(Broken(part, records.path[row], reason))
+                        _check_broken(broken, skip_broken, records.locate(row))
+                        continue
+                    digest.add(encoded)
+                    examples.append(_example(records, row, encoded, columns))
+                with _disk_errors(folder):
+                    writer.add_examples({SPLIT_OF_PART.get(part, part): examples})
+                bar.update(len(rows))
+        digests[part] = digest.value()
+        if lost:
+            collection = collection.drop(part, np.array(lost))
+    extra = {
+        "skipped": [dataclasses.asdict(image) for image in broken],
+        "differences": list(differences),
+    }
+    with _disk_errors(folder):
+        fingerprint = save_columns(folder, collection, digests=digests, extra=extra)
+        info.metadata["fingerprint"] = fingerprint
+        writer.close_all()
+    images = sum(len(records) for records in collection.parts.values())
+    return Prepared(folder, fingerprint, images, tuple(broken))
+
+
+def _tfds_writer(collection: Collection, folder: pathlib.Path):
+    try:
+        import array_record.python.array_record_module  # noqa: F401
+        import tensorflow_datasets as tfds
+    except ImportError as error:
+        raise ImportError(
+            "preparing data sets needs tensorflow-datasets and array_record: "
+            "pip install tensorflow-datasets array_record"
+        ) from error
+    identity = tfds.core.dataset_info.DatasetIdentity(
+        name=collection.name, version=VERSION, data_dir=os.fspath(folder), module_name=__name__
+    )
+    features = {"image": tfds.features.Image(shape=(None, None, 3)), "path": tfds.features.Text()}
+    features |= {column: np.int32 for column in _all_columns(collection)}
+    info = tfds.core.DatasetInfo(
+        builder=identity,
+        features=tfds.features.FeaturesDict(features),
+        description=f"{collection.name}, prepared for ccafl_jax from the original images.",
+        disable_shuffling=True,
+        metadata=tfds.core.MetadataDict(fingerprint=""),
+    )
+    writer = tfds.core.SequentialWriter(
+        info, max_examples_per_shard=_IMAGES_PER_SHARD, file_format="array_record"
+    )
+    return writer, info
+
+
+def _all_columns(collection: Collection) -> list[str]:
+    """Columns that any part has; TFDS wants the same for all splits."""
+    return sorted({column for r in collection.parts.values() for column in r.columns()})
+
+
+def _example(records: Records, row: int, encoded: bytes, columns: list[str]) -> dict:
+    labels = {name: _label(getattr(records, name), row) for name in columns}
+    path = records.path[row].encode("utf-8", "replace").decode()
+    return {"image": io.BytesIO(encoded), "path": path, **labels}
+
+
+def _label(column: np.ndarray | None, row: int) -> int:
+    return -1 if column is None else int(column[row])
+
+
+def _checked(
+    records: Records, workers: int | None
+) -> Iterator[tuple[np.ndarray, list[tuple[bytes, str]]]]:
+    """Rows with their encoded images and what is wrong with each, in order, read ahead."""
+    workers = workers or os.cpu_count() or 1
+
+    def check(rows: np.ndarray) -> list[tuple[bytes, str]]:
+        return [_read_checked(records, row) for row in rows]
+
+    rows = np.arange(len(records))
+    tasks = (rows[i : i + _IMAGES_PER_TASK] for i in range(0, len(rows), _IMAGES_PER_TASK))
+    waiting: collections.deque = collections.deque()
+    pool = concurrent.futures.ThreadPoolExecutor(workers)
+    try:
+        for task in tasks:
+            waiting.append((task, pool.submit(check, task)))
+            if len(waiting) > 4 * workers:
+                done, images = waiting.popleft()
+                yield done, images.result()
+        while waiting:
+            done, images = waiting.popleft()
+            yield done, images.result()
+    finally:
+        pool.shutdown(wait=True, cancel_futures=True)
+
+
+def _read_checked(records: Records, row: int) -> tuple[bytes, str]:
+    try:
+        (encoded,) = records.read(np.array([row]))
+    except OSError as error:
+        return b"", f"cannot be read ({error.strerror or error})"
+    try:
+        check_image(encoded)
+    except ValueError as error:
+        return b"", str(error)
+    return encoded, ""
+
+
+def _check_broken(broken: list[Broken], allowed: int, where: str) -> None:
+    if len(broken) <= allowed:
+        return
+    if not allowed:
+        raise ValueError(
+            f"{where}: {broken[0].reason}; mend or remove it, or leave up to N broken images out "
+            "with --skip-broken N"
+        )
+    names = ", ".join(f"{image.part}/{image.path} ({image.reason})" for image in broken[:5])
+    more = f" and {len(broken) - 5} more" if len(broken) > 5 else ""
+    raise ValueError(f"more than the {allowed} broken images allowed: {names}{more}")
+
+
+class _Digest:
+    """A hash of encoded images in order."""
+
+    def __init__(self):
+        self._hash = hashlib.sha256()
+
+    def add(self, encoded: bytes) -> None:
+        self._hash.update(len(encoded).to_bytes(8, "little"))
+        self._hash.update(encoded)
+
+    def value(self) -> str:
+        return self._hash.hexdigest()
+
+
+def _move(partial: pathlib.Path, folder: pathlib.Path) -> None:
+    """Gives the complete set its name; one that was there is removed last."""
+    old = folder.with_name(f".{folder.name}.old")
+    shutil.rmtree(old, ignore_errors=True)
+    if folder.exists():
+        folder.rename(old)
+    partial.rename(folder)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def _only_one(folder: pathlib.Path) -> Iterator[None]:
+    """Holds the lock of a folder, which the system drops if the process dies."""
+    path = folder / ".lock"
+    with open(path, "w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise OSError(
+                f"another preparation is writing to {folder}; wait for it, or stop it"
+            ) from None
+        try:
+            yield
+        finally:
+            path.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def _disk_errors(folder: pathlib.Path) -> Iterator[None]:
+    """ArrayRecord reports a full disk as a RuntimeError of several clauses."""
+    try:
+        yield
+    except RuntimeError as error:
+        reason = str(error).split(";")[0]
+        raise OSError(
+            f"cannot write to {folder.parent}: {reason}; nothing is left there, make room and run "
+            "it again"
+        ) from error
+
+
+@contextlib.contextmanager
+def _bar(total: int, description: str, shown: bool):
+    from tqdm import tqdm
+
+    with tqdm(total=total, desc=description, unit="img", leave=False, disable=not shown) as bar:
+        yield bar

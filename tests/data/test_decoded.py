@@ -1,0 +1,77 @@
+import os
+
+import numpy as np
+import pytest
+
+from ccafl_jax.data.decoded import ImageSequence, decode_rows, load_images
+from ccafl_jax.data.sources import PixelFormat, load_image
+from tests.data.images import broken_files, records_of, write_images
+
+PIXELS = PixelFormat(16, 8)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    root = tmp_path_factory.mktemp("images")
+    write_images(root, 70)
+    return root
+
+
+@pytest.fixture
+def records(folder):
+    return records_of(folder, sorted(os.listdir(folder), reverse=True))
+
+
+@pytest.mark.parametrize("cached", [False, True])
+def test_rows_follow_the_records_whatever_the_threads(folder, records, tmp_path, cached):
+    cache = tmp_path / "cache" if cached else ""
+    images = load_images(records, PIXELS, cache=cache, progress=False, workers=3)
+    assert images.shape == (70, 16, 8, 3) and images.dtype == np.uint8
+    for row in range(70):
+        np.testing.assert_array_equal(images[row], load_image(folder / records.path[row], PIXELS))
+    rows = np.array([5, 2, 5])
+    np.testing.assert_array_equal(decode_rows(records, rows, PIXELS), images[rows])
+    sequence = ImageSequence(records, PIXELS)
+    assert len(sequence) == 70
+    np.testing.assert_array_equal(sequence[7], images[7])
+
+
+def test_the_cache_spares_decoding_and_tells_sizes_filters_and_images_apart(
+    folder, records, tmp_path, monkeypatch
+):
+    load_images(records, PIXELS, cache=tmp_path, progress=False)
+    (file,) = tmp_path.iterdir()
+    with monkeypatch.context() as patch:
+        patch.setattr("ccafl_jax.data.decoded.decode_rows", lambda *_, **__: pytest.fail())
+        again = load_images(records, PIXELS, cache=tmp_path, progress=False)
+    assert isinstance(again, np.memmap) and not again.flags.writeable
+    for changed in (PixelFormat(16, 9), PixelFormat(16, 8, "lanczos")):
+        load_images(records, changed, cache=tmp_path, progress=False)
+    load_images(records.take(np.arange(69)), PIXELS, cache=tmp_path, progress=False)
+    load_images(records.take(np.arange(70)[::-1]), PIXELS, cache=tmp_path, progress=False)
+    assert len(list(tmp_path.iterdir())) == 5 and file.exists()
+    os.utime(folder / records.path[0], ns=(0, 0))  # a changed file
+    load_images(records, PIXELS, cache=tmp_path, progress=False)
+    assert len(list(tmp_path.iterdir())) == 6
+
+
+def test_a_broken_image_leaves_no_cache(folder, tmp_path):
+    bad = folder / "bad.png"
+    bad.write_bytes(broken_files()["truncated"][0])
+    try:
+        with pytest.raises(ValueError, match=f"{bad}: not a readable image"):
+            load_images(
+                records_of(folder, ["001.png", "bad.png"]), PIXELS, cache=tmp_path, progress=False
+            )
+        assert list(tmp_path.iterdir()) == []
+    finally:
+        bad.unlink()
+
+
+def test_no_images(folder, tmp_path):
+    assert load_images(records_of(folder, []), PIXELS, cache=tmp_path).shape == (0, 16, 8, 3)
+
+
+def test_progress_bar_counts_images(records, capsys):
+    load_images(records, PIXELS, progress=True)
+    assert "loading images" in capsys.readouterr().err
