@@ -10,11 +10,9 @@ disk. The usual `GeneratorBasedBuilder` collects a split of more than 1 GB in te
 of TensorFlow.
 """
 
-import collections
-import concurrent.futures
 import contextlib
 import dataclasses
-import fcntl
+import functools
 import hashlib
 import io
 import os
@@ -24,14 +22,16 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from ccafl_jax.data.columns import has_columns, read_meta, save_columns
+from ccafl_jax.data.columns import fingerprint, has_columns, read_meta, save_columns
+from ccafl_jax.data.known import count_collection, differences
+from ccafl_jax.data.parallel import image_bar, in_order
 from ccafl_jax.data.prepared import SPLIT_OF_PART, open_prepared
-from ccafl_jax.data.records import Collection, Records
+from ccafl_jax.data.records import BROKEN, Collection, Records
 from ccafl_jax.data.sources import check_image
+from ccafl_jax.files import exclusive
 
 VERSION = "1.0.0"
 """Of the records' layout, as TFDS counts versions."""
-_IMAGES_PER_TASK = 32
 _IMAGES_PER_SHARD = 65_536
 
 
@@ -72,7 +72,6 @@ def prepare(
     out: str | os.PathLike,
     *,
     skip_broken: int = 0,
-    differences: tuple[str, ...] = (),
     overwrite: bool = False,
     workers: int | None = None,
     progress: bool = True,
@@ -83,7 +82,6 @@ def prepare(
       collection: read from a raw folder.
       out: folder for prepared data sets.
       skip_broken: broken images to leave out, and to list in the metadata, before it is an error.
-      differences: from the published counts, kept in the metadata.
       overwrite: replace a set that is already there, once the new one is complete.
       workers: threads that read and check images; the number of processors when None.
       progress: show a bar.
@@ -94,19 +92,19 @@ def prepare(
       OSError: the disk is full or read-only, or another preparation of the set is running.
     """
     folder = pathlib.Path(out).expanduser().absolute() / collection.name / VERSION
-    if has_columns(folder) and not overwrite:
-        raise FileExistsError(
-            f"{folder} is already prepared; use it, or --overwrite to make it again"
-        )
     folder.parent.mkdir(parents=True, exist_ok=True)
-    with _only_one(folder.parent):
+    busy = f"another preparation is writing to {folder.parent}; wait for it, or stop it"
+    with exclusive(folder.parent / ".lock", busy=busy):
+        _recover(folder)
+        if has_columns(folder) and not overwrite:
+            raise FileExistsError(
+                f"{folder} is already prepared; use it, or --overwrite to make it again"
+            )
         partial = folder.with_name(f".{folder.name}.incomplete")
         shutil.rmtree(partial, ignore_errors=True)
         partial.mkdir()
         try:
-            result = _write(
-                collection, partial, skip_broken, differences, workers=workers, progress=progress
-            )
+            result = _write(collection, partial, skip_broken, workers=workers, progress=progress)
             _move(partial, folder)
         finally:
             shutil.rmtree(partial, ignore_errors=True)
@@ -114,7 +112,7 @@ def prepare(
 
 
 def verify(folder: str | os.PathLike, *, name: str = "", progress: bool = True) -> Collection:
-    """Reads every record of a prepared set and compares it with the hash taken when it was made.
+    """Reads all of a prepared set and compares it with the fingerprint taken when it was made.
 
     Args:
       folder: the prepared set, or one or two levels above it.
@@ -127,20 +125,24 @@ def verify(folder: str | os.PathLike, *, name: str = "", progress: bool = True) 
     """
     collection = open_prepared(folder, name)
     meta = read_meta(pathlib.Path(collection.root))
+    again = "prepare the data set again"
+    digests = {}
     for part, records in collection.parts.items():
         digest = _Digest()
-        rows = np.arange(len(records))
-        starts = range(0, len(rows), 4 * _IMAGES_PER_TASK)
-        with _bar(len(rows), f"verifying {part}", progress) as bar:
-            for start in starts:
-                for encoded in records.read(rows[start : start + starts.step]):
+        with image_bar(len(records), f"verifying {part}", shown=progress) as bar:
+            for rows, images in in_order(records.read, len(records), workers=1):
+                for encoded in images:
                     digest.add(encoded)
-                    bar.update()
-        if digest.value() != meta["parts"][part]["digest"]:
+                bar.update(len(rows))
+        digests[part] = digest.value()
+        if digests[part] != meta["parts"][part]["digest"]:
             raise ValueError(
-                f"{collection.root}: the images of {part} are not those that were prepared; "
-                "prepare the data set again"
+                f"{collection.root}: the images of {part} are not those that were prepared; {again}"
             )
+    if fingerprint(collection, digests) != meta["fingerprint"]:
+        raise ValueError(
+            f"{collection.root}: names, labels or tables are not those that were prepared; {again}"
+        )
     return collection
 
 
@@ -148,7 +150,6 @@ def _write(
     collection: Collection,
     folder: pathlib.Path,
     skip_broken: int,
-    differences: tuple[str, ...],
     *,
     workers: int | None,
     progress: bool,
@@ -159,34 +160,37 @@ def _write(
     digests, broken = {}, []
     columns = _all_columns(collection)
     for part, records in list(collection.parts.items()):
-        digest, lost = _Digest(), []
-        with _bar(len(records), f"preparing {part}", progress) as bar:
-            for rows, images in _checked(records, workers):
+        digest, lost, paths = _Digest(), [], records.path
+        check = functools.partial(_read_checked, records)
+        with image_bar(len(records), f"preparing {part}", shown=progress) as bar:
+            for rows, images in in_order(check, len(records), workers=workers):
                 examples = []
                 for row, (encoded, reason) in zip(rows, images, strict=True):
                     if reason:
                         lost.append(row)
-                        broken.append(Broken(part, records.path[row], reason))
+                        broken.append(Broken(part, paths[row], reason))
                         _check_broken(broken, skip_broken, records.locate(row))
                         continue
                     digest.add(encoded)
-                    examples.append(_example(records, row, encoded, columns))
+                    labels = {name: _label(getattr(records, name), row) for name in columns}
+                    path = paths[row].encode("utf-8", "replace").decode()
+                    examples.append({"image": io.BytesIO(encoded), "path": path, **labels})
                 with _disk_errors(folder):
                     writer.add_examples({SPLIT_OF_PART.get(part, part): examples})
                 bar.update(len(rows))
         digests[part] = digest.value()
         if lost:
-            collection = collection.drop(part, np.array(lost))
+            collection = collection.drop(part, np.array(lost), reason=BROKEN)
     extra = {
         "skipped": [dataclasses.asdict(image) for image in broken],
-        "differences": list(differences),
+        "differences": list(differences(collection.name, count_collection(collection))),
     }
     with _disk_errors(folder):
-        fingerprint = save_columns(folder, collection, digests=digests, extra=extra)
-        info.metadata["fingerprint"] = fingerprint
+        stamp = save_columns(folder, collection, digests=digests, extra=extra)
+        info.metadata["fingerprint"] = stamp
         writer.close_all()
     images = sum(len(records) for records in collection.parts.values())
-    return Prepared(folder, fingerprint, images, tuple(broken))
+    return Prepared(folder, stamp, images, tuple(broken))
 
 
 def _tfds_writer(collection: Collection, folder: pathlib.Path):
@@ -221,52 +225,23 @@ def _all_columns(collection: Collection) -> list[str]:
     return sorted({column for r in collection.parts.values() for column in r.columns()})
 
 
-def _example(records: Records, row: int, encoded: bytes, columns: list[str]) -> dict:
-    labels = {name: _label(getattr(records, name), row) for name in columns}
-    path = records.path[row].encode("utf-8", "replace").decode()
-    return {"image": io.BytesIO(encoded), "path": path, **labels}
-
-
 def _label(column: np.ndarray | None, row: int) -> int:
     return -1 if column is None else int(column[row])
 
 
-def _checked(
-    records: Records, workers: int | None
-) -> Iterator[tuple[np.ndarray, list[tuple[bytes, str]]]]:
-    """Rows with their encoded images and what is wrong with each, in order, read ahead."""
-    workers = workers or os.cpu_count() or 1
-
-    def check(rows: np.ndarray) -> list[tuple[bytes, str]]:
-        return [_read_checked(records, row) for row in rows]
-
-    rows = np.arange(len(records))
-    tasks = (rows[i : i + _IMAGES_PER_TASK] for i in range(0, len(rows), _IMAGES_PER_TASK))
-    waiting: collections.deque = collections.deque()
-    pool = concurrent.futures.ThreadPoolExecutor(workers)
-    try:
-        for task in tasks:
-            waiting.append((task, pool.submit(check, task)))
-            if len(waiting) > 4 * workers:
-                done, images = waiting.popleft()
-                yield done, images.result()
-        while waiting:
-            done, images = waiting.popleft()
-            yield done, images.result()
-    finally:
-        pool.shutdown(wait=True, cancel_futures=True)
-
-
-def _read_checked(records: Records, row: int) -> tuple[bytes, str]:
-    try:
-        (encoded,) = records.read(np.array([row]))
-    except OSError as error:
-        return b"", f"cannot be read ({error.strerror or error})"
-    try:
-        check_image(encoded)
-    except ValueError as error:
-        return b"", str(error)
-    return encoded, ""
+def _read_checked(records: Records, rows: np.ndarray) -> list[tuple[bytes, str]]:
+    """The encoded images at some rows, and what is wrong with each."""
+    checked = []
+    for row in rows:
+        try:
+            (encoded,) = records.read(np.array([row]))
+            check_image(encoded)
+            checked.append((encoded, ""))
+        except OSError as error:
+            checked.append((b"", f"cannot be read ({error.strerror or error})"))
+        except ValueError as error:
+            checked.append((b"", str(error)))
+    return checked
 
 
 def _check_broken(broken: list[Broken], allowed: int, where: str) -> None:
@@ -296,9 +271,16 @@ class _Digest:
         return self._hash.hexdigest()
 
 
+def _recover(folder: pathlib.Path) -> None:
+    """Puts back a set that was being replaced when the process died."""
+    old = _old(folder)
+    if old.is_dir() and not folder.exists():
+        old.rename(folder)
+
+
 def _move(partial: pathlib.Path, folder: pathlib.Path) -> None:
     """Gives the complete set its name; one that was there is removed last."""
-    old = folder.with_name(f".{folder.name}.old")
+    old = _old(folder)
     shutil.rmtree(old, ignore_errors=True)
     if folder.exists():
         folder.rename(old)
@@ -306,21 +288,8 @@ def _move(partial: pathlib.Path, folder: pathlib.Path) -> None:
     shutil.rmtree(old, ignore_errors=True)
 
 
-@contextlib.contextmanager
-def _only_one(folder: pathlib.Path) -> Iterator[None]:
-    """Holds the lock of a folder, which the system drops if the process dies."""
-    path = folder / ".lock"
-    with open(path, "w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise OSError(
-                f"another preparation is writing to {folder}; wait for it, or stop it"
-            ) from None
-        try:
-            yield
-        finally:
-            path.unlink(missing_ok=True)
+def _old(folder: pathlib.Path) -> pathlib.Path:
+    return folder.with_name(f".{folder.name}.old")
 
 
 @contextlib.contextmanager
@@ -334,11 +303,3 @@ def _disk_errors(folder: pathlib.Path) -> Iterator[None]:
             f"cannot write to {folder.parent}: {reason}; nothing is left there, make room and run "
             "it again"
         ) from error
-
-
-@contextlib.contextmanager
-def _bar(total: int, description: str, shown: bool):
-    from tqdm import tqdm
-
-    with tqdm(total=total, desc=description, unit="img", leave=False, disable=not shown) as bar:
-        yield bar

@@ -67,6 +67,8 @@ def _interrupt(*_: object) -> None:
 
 def start_logging() -> None:
     """Messages of the library as plain lines on stdout; other libraries from warnings up."""
+    for stream in (sys.stdout, sys.stderr):  # file names may hold what the terminal cannot show
+        stream.reconfigure(errors="backslashreplace")
     logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stdout)
     logging.getLogger("ccafl_jax").setLevel(logging.INFO)
 

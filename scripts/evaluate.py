@@ -30,6 +30,11 @@ def main() -> None:
     parser.add_argument(
         "--dataset", default="", help="name of the data set in --root (default: as trained)"
     )
+    parser.add_argument(
+        "--with-distractors",
+        action="store_true",
+        help="join the distractors that were prepared with a data set to its gallery",
+    )
     parser.add_argument("--epoch", type=int, help="number of the checkpoint (default: the last)")
     parser.add_argument("--batch", type=int, default=128, help="images a call of the encoder")
     parser.add_argument(
@@ -59,6 +64,7 @@ def evaluate(arguments: argparse.Namespace) -> None:
         bundle,
         name=arguments.dataset,
         root=arguments.root,
+        distractors=arguments.with_distractors,
         batch=arguments.batch,
         compute_dtype=trained.get("model", {}).get("compute_dtype", "float32"),
         no_match=arguments.no_match or trained.get("evaluation", {}).get("no_match", "skip"),

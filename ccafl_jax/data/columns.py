@@ -37,37 +37,45 @@ def save_columns(
       extra: further JSON values for meta.json.
 
     Returns:
-      The fingerprint: a hash of the images, names, labels and tables.
+      The fingerprint.
     """
     target = folder / FOLDER
     target.mkdir()
-    digest = hashlib.sha256(json.dumps([FORMAT, collection.name]).encode())
-    parts = {}
-    names, offsets = Names.join([r.path for r in collection.parts.values()]).packed()
-    _save(target / "names.npy", names, digest)
-    _save(target / "offsets.npy", offsets, digest)
-    for part, records in collection.parts.items():
-        for column, array in records.columns().items():
-            _save(target / f"{part}.{column}.npy", array, digest)
-        digest.update(digests[part].encode())
-        columns = sorted(records.columns())
-        parts[part] = {"count": len(records), "columns": columns, "digest": digests[part]}
-    for table, array in sorted(collection.tables.items()):
-        _save(target / f"table.{table}.npy", array, digest)
-    fingerprint = digest.hexdigest()
+    for name, array in _arrays(collection).items():
+        np.save(target / f"{name}.npy", array, allow_pickle=False)
     meta = {
         "format": FORMAT,
         "name": collection.name,
-        "fingerprint": fingerprint,
-        "parts": parts,
-        "tables": sorted(collection.tables),
-        "row_tables": dict(collection.row_tables),
-        "camera_codes": list(collection.camera_codes),
+        "fingerprint": fingerprint(collection, digests),
+        "parts": {
+            part: {
+                "count": len(records),
+                "columns": sorted(records.columns()),
+                "digest": digests[part],
+            }
+            for part, records in collection.parts.items()
+        },
+        **_roles(collection),
         "report": dict(collection.report),
         **extra,
     }
     (target / _META).write_text(json.dumps(meta, indent=1) + "\n")
-    return fingerprint
+    return meta["fingerprint"]
+
+
+def fingerprint(collection: Collection, digests: Mapping[str, str]) -> str:
+    """A hash of the images, names, labels and tables of a collection.
+
+    Args:
+      collection: raw or prepared.
+      digests: by part, the hash of its encoded images in order.
+    """
+    about = [FORMAT, collection.name, list(collection.parts), _roles(collection)]
+    digest = hashlib.sha256(json.dumps([*about, dict(digests)], sort_keys=True).encode())
+    for name, array in _arrays(collection).items():
+        digest.update(f"{name} {array.dtype.str} {array.shape}".encode())
+        digest.update(memoryview(array).cast("B") if array.size else b"")
+    return digest.hexdigest()
 
 
 def read_meta(folder: pathlib.Path) -> dict[str, Any]:
@@ -111,11 +119,24 @@ def has_columns(folder: pathlib.Path) -> bool:
     return (folder / FOLDER / _META).is_file()
 
 
-def _save(path: pathlib.Path, array: np.ndarray, digest) -> None:
-    array = np.ascontiguousarray(array)
-    np.save(path, array, allow_pickle=False)
-    digest.update(f"{path.name} {array.dtype.str} {array.shape}".encode())
-    digest.update(memoryview(array).cast("B") if array.size else b"")
+def _arrays(collection: Collection) -> dict[str, np.ndarray]:
+    """All arrays of a collection by the name of their file."""
+    names, offsets = Names.join([r.path for r in collection.parts.values()]).packed()
+    arrays = {"names": names, "offsets": offsets}
+    for part, records in collection.parts.items():
+        arrays |= {f"{part}.{name}": column for name, column in records.columns().items()}
+    arrays |= {f"table.{name}": table for name, table in sorted(collection.tables.items())}
+    return {name: np.ascontiguousarray(array) for name, array in arrays.items()}
+
+
+def _roles(collection: Collection) -> dict[str, Any]:
+    """What the arrays mean, beside their names."""
+    return {
+        "tables": sorted(collection.tables),
+        "row_tables": dict(collection.row_tables),
+        "tracklet_tables": dict(collection.tracklet_tables),
+        "camera_codes": list(collection.camera_codes),
+    }
 
 
 def _load(folder: pathlib.Path, name: str) -> np.ndarray:

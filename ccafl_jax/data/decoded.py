@@ -1,17 +1,16 @@
 """Decoded images of a run: an array in memory, or a file mapped into it that later runs share."""
 
-import concurrent.futures
 import hashlib
 import os
 import pathlib
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 
+from ccafl_jax.data.parallel import image_bar, in_order
 from ccafl_jax.data.records import Records
 from ccafl_jax.data.sources import PixelFormat, decode_image
-
-_IMAGES_PER_TASK = 32
+from ccafl_jax.files import replacing
 
 
 def load_images(
@@ -48,15 +47,10 @@ def load_images(
     path = _cache_file(pathlib.Path(cache), records, pixels)
     if not path.is_file():
         path.parent.mkdir(parents=True, exist_ok=True)
-        # Another name until it is complete, so that no half of a file is ever taken for one.
-        partial = path.with_name(f"{path.stem}.{os.getpid()}.partial")
-        try:
-            images = np.lib.format.open_memmap(partial, mode="w+", dtype=np.uint8, shape=shape)
+        with replacing(path) as partial:
+            images = _map_new(partial, shape)
             _decode_all(records, pixels, images, progress, workers)
             images.flush()
-            os.replace(partial, path)
-        finally:
-            partial.unlink(missing_ok=True)
     return np.load(path, mmap_mode="r", allow_pickle=False)
 
 
@@ -91,60 +85,39 @@ class ImageSequence(Sequence):
         return decode_rows(self._records, np.array([row]), self._pixels)[0]
 
 
-def in_threads(
-    work: Callable[[np.ndarray], object],
-    count: int,
-    *,
-    workers: int | None = None,
-    description: str,
-) -> None:
-    """Calls `work` on ranges of rows that cover 0 to count - 1, in threads.
-
-    Args:
-      work: takes int64[k] consecutive rows.
-      count: number of rows.
-      workers: threads; the number of processors when None.
-      description: of the progress bar; none is shown when empty.
-    """
-    rows = np.arange(count)
-    bar = _progress_bar(count, description) if description else None
-    pool = concurrent.futures.ThreadPoolExecutor(workers or os.cpu_count() or 1)
-    try:
-        waiting = {}
-        for first in range(0, count, _IMAGES_PER_TASK):
-            task = rows[first : first + _IMAGES_PER_TASK]
-            waiting[pool.submit(work, task)] = len(task)
-        for done in concurrent.futures.as_completed(waiting):
-            done.result()
-            if bar is not None:
-                bar.update(waiting[done])
-    finally:
-        # After an error the remaining images need not be decoded.
-        pool.shutdown(wait=True, cancel_futures=True)
-        if bar is not None:
-            bar.close()
-
-
 def _decode_all(
     records: Records, pixels: PixelFormat, images: np.ndarray, progress: bool, workers: int | None
 ) -> None:
     def decode(rows: np.ndarray) -> None:
         decode_rows(records, rows, pixels, out=images[rows[0] : rows[-1] + 1])
 
-    description = "loading images" if progress else ""
-    in_threads(decode, len(records), workers=workers, description=description)
+    with image_bar(len(records), "loading images", shown=progress) as bar:
+        for rows, _ in in_order(decode, len(records), workers=workers):
+            bar.update(len(rows))
+
+
+def _map_new(path: pathlib.Path, shape: tuple[int, ...]) -> np.ndarray:
+    """A new array in a file, with room on the disk for all of it.
+
+    Without that, a disk that fills up would end the process at a write to the array.
+    """
+    try:
+        images = np.lib.format.open_memmap(path, mode="w+", dtype=np.uint8, shape=shape)
+        if hasattr(os, "posix_fallocate"):
+            with open(path, "r+b") as file:
+                os.posix_fallocate(file.fileno(), 0, path.stat().st_size)
+    except OSError as error:
+        raise OSError(
+            f"cannot write {np.prod(shape) / 1e9:.1f} GB of decoded images to {path.parent}: "
+            f"{error.strerror}; make room, or name another folder (data.cache), or none"
+        ) from error
+    return images
 
 
 def _cache_file(folder: pathlib.Path, records: Records, pixels: PixelFormat) -> pathlib.Path:
-    digest = hashlib.sha256(records.source.fingerprint().encode())
+    import PIL
+
+    digest = hashlib.sha256(f"{PIL.__version__} {records.source.fingerprint()}".encode())
     digest.update(np.ascontiguousarray(records.index, np.int64).tobytes())
     size = f"{len(records)}x{pixels.height}x{pixels.width}"
     return folder / f"{digest.hexdigest()[:24]}-{size}-{pixels.filter}.npy"
-
-
-def _progress_bar(total: int, description: str):
-    try:
-        from tqdm import tqdm
-    except ImportError as error:
-        raise ImportError("progress bars need tqdm: pip install tqdm, or progress=False") from error
-    return tqdm(total=total, desc=description, unit="img", leave=False)

@@ -9,7 +9,7 @@ import dataclasses
 import numpy as np
 
 from ccafl_jax.data.labels import intra_camera_labels
-from ccafl_jax.data.records import JUNK, Collection, Records
+from ccafl_jax.data.records import INFRARED, JUNK, Collection, Records
 
 
 @dataclasses.dataclass(frozen=True)
@@ -23,6 +23,7 @@ class Totals:
       classes: (camera, identity) pairs, the classes of intra-camera supervision.
       tracklets: sequences of frames.
       junk: images of id -1.
+      infrared: infrared images.
       per_camera: images under each camera, in the order of the camera codes.
     """
 
@@ -32,6 +33,7 @@ class Totals:
     classes: int | None = None
     tracklets: int | None = None
     junk: int | None = None
+    infrared: int | None = None
     per_camera: tuple[int, ...] | None = None
 
 
@@ -105,16 +107,17 @@ PUBLISHED: dict[str, dict[str, Totals]] = {
     },
     "ilidsvid": {"all": Totals(ids=300, cameras=2, tracklets=600)},
     "sysumm01": {
-        "train": Totals(images=22258 + 11909, ids=395, cameras=6),
+        "train": Totals(images=22258 + 11909, ids=395, cameras=6, infrared=11909),
         "test": Totals(
             images=10578,
             ids=96,
             cameras=6,
             classes=490,
+            infrared=1883 + 1920,
             per_camera=(1374, 1565, 1883, 1918, 1918, 1920),
         ),
     },
-    "regdb": {"all": Totals(images=8240, ids=412, cameras=2, classes=824, per_camera=(4120, 4120))},
+    "regdb": {"all": Totals(images=8240, ids=412, cameras=2, classes=824, infrared=4120)},
 }
 """Sources: the data sets' own pages and lists, counted by us where lists are public; LS-VID,
 SYSU-MM01's merged training set and RegDB as their users report them."""
@@ -127,9 +130,10 @@ def count_part(records: Records, cameras: int) -> Totals:
       records: the part.
       cameras: number of cameras of the whole set.
     """
-    people = records.pid >= 0
-    known = records.camid[records.camid >= 0]
-    labels = intra_camera_labels(records.pid[people], records.camid[people])
+    people, seen = records.pid >= 0, records.camid >= 0
+    known = records.camid[seen]
+    labels = intra_camera_labels(records.pid[people & seen], records.camid[people & seen])
+    modality = records.modality
     tracklets = None if records.tracklet is None else len(np.unique(records.tracklet))
     return Totals(
         images=len(records),
@@ -138,6 +142,7 @@ def count_part(records: Records, cameras: int) -> Totals:
         classes=labels.num_classes,
         tracklets=tracklets,
         junk=int(np.sum(records.pid == JUNK)),
+        infrared=None if modality is None else int(np.sum(modality == INFRARED)),
         per_camera=tuple(np.bincount(known, minlength=cameras).tolist()),
     )
 
@@ -203,6 +208,7 @@ _LABELS = {
     "classes": "(camera, id) classes",
     "tracklets": "tracklets",
     "junk": "junk images",
+    "infrared": "infrared images",
     "per_camera": "images per camera",
 }
 

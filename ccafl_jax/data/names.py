@@ -4,6 +4,8 @@ from collections.abc import Iterable, Iterator
 
 import numpy as np
 
+_NAMES_AT_A_TIME = 100_000
+
 
 class Names:
     """An immutable sequence of strings, packed as UTF-8 into one byte array.
@@ -47,8 +49,13 @@ class Names:
         offsets = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
         if len(self) and np.array_equal(self._start - self._start[0], offsets[:-1]):
             return self._data[self._start[0] : self._stop[-1]], offsets
-        source = np.arange(offsets[-1]) + np.repeat(self._start - offsets[:-1], lengths)
-        return self._data[source], offsets
+        data = np.empty(offsets[-1], np.uint8)
+        for first in range(0, len(self), _NAMES_AT_A_TIME):  # an index is eight bytes a letter
+            part = slice(first, first + _NAMES_AT_A_TIME)
+            begin, end = offsets[first], offsets[min(first + _NAMES_AT_A_TIME, len(self))]
+            shift = np.repeat(self._start[part] - offsets[:-1][part], lengths[part])
+            data[begin:end] = self._data[np.arange(begin, end) + shift]
+        return data, offsets
 
     def __len__(self) -> int:
         return len(self._start)

@@ -20,6 +20,7 @@ from typing import Any
 import numpy as np
 
 from ccafl_jax.data.columns import has_columns, load_columns, load_names, load_table, read_meta
+from ccafl_jax.data.layouts.find import subfolders
 from ccafl_jax.data.names import Names
 from ccafl_jax.data.records import Collection, Records
 
@@ -115,14 +116,22 @@ def find_prepared(root: str | os.PathLike, name: str = "") -> pathlib.Path | Non
     Args:
       root: where to look.
       name: of the data set; when it is empty, ROOT must hold one set only.
+
+    Raises:
+      ValueError: there are several.
     """
     root = pathlib.Path(root).expanduser().absolute()
     if found := _newest(root):
         return found
     # Looking into named folders only spares a walk through a raw folder of many images.
-    folders = [root / found for found in _names_of(name)] if name else _folders(root)
-    below = [found for folder in folders if (found := _newest(folder))]
-    return below[0] if len(below) == 1 else None
+    names = _names_of(name) if name else subfolders(root)
+    below = [found for folder in names if (found := _newest(root / folder))]
+    if len(below) > 1:
+        raise ValueError(
+            f"{root} holds several prepared data sets, name one of them: "
+            + ", ".join(folder.parent.name for folder in below)
+        )
+    return below[0] if below else None
 
 
 def open_prepared(root: str | os.PathLike, name: str = "") -> Collection:
@@ -159,9 +168,27 @@ def open_prepared(root: str | os.PathLike, name: str = "") -> Collection:
         parts=parts,
         tables={table: load_table(folder, table) for table in meta["tables"]},
         row_tables=meta["row_tables"],
+        tracklet_tables=meta["tracklet_tables"],
         camera_codes=tuple(meta["camera_codes"]),
-        report={**meta["report"], "warnings": tuple(meta["report"].get("warnings", ()))},
+        report={**meta["report"], "warnings": _warnings(meta)},
     )
+
+
+def _warnings(meta: dict) -> tuple[str, ...]:
+    """Those of the raw folder, and what a set that was accepted as it is lacks."""
+    warnings = list(meta["report"].get("warnings", ()))
+    if meta["skipped"]:
+        first = meta["skipped"][0]
+        warnings.append(
+            f"{len(meta['skipped'])} broken images were left out when it was prepared, the first "
+            f"{first['path']}"
+        )
+    if meta["differences"]:
+        warnings.append(
+            f"it is not the published set: {'; '.join(meta['differences'][:3])}"
+            + (f" and {len(meta['differences']) - 3} more" if len(meta["differences"]) > 3 else "")
+        )
+    return tuple(warnings)
 
 
 def _shards(folder: pathlib.Path, meta: dict) -> list[pathlib.Path]:
@@ -197,16 +224,8 @@ def _newest(folder: pathlib.Path) -> pathlib.Path | None:
     """The folder itself if it is a prepared set, else the highest version in it."""
     if has_columns(folder):
         return folder
-    versions = [path for path in _folders(folder) if path.name[:1].isdigit() and has_columns(path)]
-    return max(versions, key=lambda path: _version(path.name), default=None)
-
-
-def _folders(folder: pathlib.Path) -> list[pathlib.Path]:
-    try:
-        with os.scandir(folder) as entries:
-            return [pathlib.Path(entry.path) for entry in entries if entry.is_dir()]
-    except OSError:
-        return []
+    names = [n for n in subfolders(folder) if n[:1].isdigit() and has_columns(folder / n)]
+    return folder / max(names, key=_version) if names else None
 
 
 def _version(name: str) -> tuple[int, ...]:

@@ -13,6 +13,7 @@ import numpy as np
 
 from ccafl_jax.data.labels import intra_camera_labels
 from ccafl_jax.data.names import Names
+from ccafl_jax.data.sources import FolderSource
 
 JUNK = -1
 """Identity of images that show nobody in particular: left out of every ranking."""
@@ -20,6 +21,8 @@ UNLABELLED = -2
 """Identity of images whose person is not known."""
 UNKNOWN_CAMERA = -1
 VISIBLE, INFRARED = 0, 1
+BROKEN = "broken, left out"
+"""What a report calls images that could not be read."""
 
 
 class ImageSource(Protocol):
@@ -85,20 +88,29 @@ class Records:
         return {name: getattr(self, name) for name in names if getattr(self, name) is not None}
 
     def take(self, rows: np.ndarray) -> "Records":
-        """The records at `rows` (indices or a boolean mask); tracklets keep their numbers."""
+        """The records at `rows` (indices or a boolean mask).
+
+        Tracklets are numbered anew, from 0 in the order in which they appear.
+        """
         taken = {name: column[rows] for name, column in self.columns().items()}
+        if "tracklet" in taken:
+            taken["tracklet"] = _in_order_of_appearance(taken["tracklet"])
         return dataclasses.replace(self, index=self.index[rows], **taken)
 
     def join(self, other: "Records") -> "Records":
-        """These records followed by others of the same data set.
+        """These records followed by others of the same data set, with the columns of both.
+
+        Tracklets of the others are numbered on.
 
         Raises:
-          ValueError: the others are of another data set, or have other columns.
+          ValueError: the others are of another data set.
         """
+        if self.source is not other.source:
+            raise ValueError("only records of one data set can be joined")
         mine, theirs = self.columns(), other.columns()
-        if self.source is not other.source or mine.keys() != theirs.keys():
-            raise ValueError("only records of one data set with the same columns can be joined")
-        both = {name: np.concatenate([mine[name], theirs[name]]) for name in mine}
+        if "tracklet" in mine and "tracklet" in theirs and len(self):
+            theirs["tracklet"] = theirs["tracklet"] + self.tracklet.max() + 1
+        both = {name: np.concatenate([mine[name], theirs[name]]) for name in mine if name in theirs}
         return Records(self.source, np.concatenate([self.index, other.index]), **both)
 
     def read(self, rows: np.ndarray) -> list[bytes]:
@@ -157,7 +169,10 @@ def tracklets(records: Records) -> Tracklets:
 
 
 def take_tracklets(records: Records, table: Tracklets, chosen: np.ndarray) -> Records:
-    """The frames of the tracklets `chosen` (indices or a mask of the table), in that order."""
+    """The frames of the tracklets `chosen` (indices or a mask of the table), in that order.
+
+    They are numbered anew, from 0.
+    """
     start, count = table.start[chosen], table.count[chosen]
     ends = np.cumsum(count)
     rows = np.arange(ends[-1] if len(ends) else 0) + np.repeat(start - (ends - count), count)
@@ -194,6 +209,7 @@ class Collection:
         (`distractors`, `multi_query`) beside them.
       tables: further arrays by name, such as the official splits and draws.
       row_tables: by name of a table, the part whose rows it holds (-1: none).
+      tracklet_tables: by name of a table, the part of whose tracklets it has an entry each.
       camera_codes: raw camera codes; `camera_codes[camid]` is the code in the file names.
       report: by part, counts of the files that were read, dropped and ignored; and "warnings".
     """
@@ -205,21 +221,43 @@ class Collection:
     camera_codes: tuple[int, ...]
     report: Mapping[str, Any]
     row_tables: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    tracklet_tables: Mapping[str, str] = dataclasses.field(default_factory=dict)
 
-    def drop(self, part: str, rows: np.ndarray) -> "Collection":
-        """Without the images at int[k] `rows` of a part; tables of its rows are renumbered."""
+    def drop(self, part: str, rows: np.ndarray, *, reason: str) -> "Collection":
+        """Without some images of a part.
+
+        Args:
+          part: its name.
+          rows: int[k].
+          reason: under which the report counts them.
+
+        Returns:
+          A collection whose tables of rows and of tracklets are those of the images that are left.
+        """
         keep = np.ones(len(self.parts[part]), bool)
         keep[rows] = False
         # The entry at the end is where -1 looks.
         number = np.append(np.where(keep, np.cumsum(keep) - 1, -1), -1)
-        moved = {
-            name: number[self.tables[name]] for name, of in self.row_tables.items() if of == part
-        }
+        concerned = [table for table, of in self.row_tables.items() if of == part]
+        tables = {table: number[self.tables[table]] for table in concerned}
+        if self.parts[part].tracklet is not None:
+            left = np.unique(self.parts[part].tracklet[keep])
+            concerned = [table for table, of in self.tracklet_tables.items() if of == part]
+            tables |= {table: self.tables[table][left] for table in concerned}
+        counts = dict(self.report.get(part, {}))
+        counts["read"] = int(keep.sum())
+        counts[reason] = counts.get(reason, 0) + len(keep) - counts["read"]
         return dataclasses.replace(
             self,
             parts={**self.parts, part: self.parts[part].take(keep)},
-            tables={**self.tables, **moved},
+            tables={**self.tables, **tables},
+            report={**self.report, part: counts},
         )
+
+    def warn(self, text: str) -> "Collection":
+        """The same with a further warning."""
+        warnings = (*self.report.get("warnings", ()), text)
+        return dataclasses.replace(self, report={**self.report, "warnings": warnings})
 
 
 def collect(
@@ -229,6 +267,7 @@ def collect(
     *,
     tables: Mapping[str, np.ndarray] | None = None,
     row_tables: Mapping[str, str] | None = None,
+    tracklet_tables: Mapping[str, str] | None = None,
     report: Mapping[str, Any] | None = None,
     source: ImageSource | None = None,
 ) -> Collection:
@@ -241,14 +280,13 @@ def collect(
       tables: further arrays.
       row_tables: by name of a table, the part whose rows it holds; names that `tables` lacks do
         not matter.
+      tracklet_tables: by name of a table, the part of whose tracklets it has an entry each.
       report: counts and warnings.
       source: of the images of all parts, one after the other; by default the files below `root`.
 
     Raises:
       ValueError: no image at all, or a path that stands twice in a part.
     """
-    from ccafl_jax.data.sources import FolderSource
-
     if not any(len(part.path) for part in parts.values()):
         raise ValueError(f"{root}: no image found")
     for part, found in parts.items():
@@ -275,6 +313,7 @@ def collect(
         parts=records,
         tables=dict(tables or {}),
         row_tables={t: part for t, part in (row_tables or {}).items() if t in (tables or {})},
+        tracklet_tables=dict(tracklet_tables or {}),
         camera_codes=codes,
         report={"warnings": (), **(report or {})},
     )
@@ -356,6 +395,13 @@ def _check_unique(paths: Iterable[str], where: str) -> None:
         if path in seen:
             raise ValueError(f"{where}: {path} is listed twice; remove one of the entries")
         seen.add(path)
+
+
+def _in_order_of_appearance(numbers: np.ndarray) -> np.ndarray:
+    unique, first, inverse = np.unique(numbers, return_index=True, return_inverse=True)
+    rank = np.empty(len(unique), numbers.dtype)
+    rank[np.argsort(first)] = np.arange(len(unique), dtype=numbers.dtype)
+    return rank[inverse.reshape(-1)]
 
 
 def _column(values, dtype) -> np.ndarray | None:

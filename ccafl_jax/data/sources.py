@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from PIL import Image
 
 FILTERS = ("bicubic", "bilinear", "lanczos")
+_DEEP_MODES = ("I", "F")  # I, F, I;16 and its byte orders
 
 
 class DeepPixels(ValueError):
@@ -71,11 +72,12 @@ class FolderSource:
         return os.path.join(self.root, self._names[row])
 
     def fingerprint(self) -> str:
-        """SHA-256 of names, sizes and times of change of all files."""
+        """SHA-256 of names, sizes and times of all files."""
         digest = hashlib.sha256()
         for name in self._names:
             status = os.stat(os.path.join(self.root, name))
-            line = f"{name}\0{status.st_size}\0{status.st_mtime_ns}\n"
+            # Copies keep the time of the content; that of the entry tells them apart.
+            line = f"{name}\0{status.st_size}\0{status.st_mtime_ns}\0{status.st_ctime_ns}\n"
             digest.update(line.encode("utf-8", "surrogateescape"))
         return digest.hexdigest()
 
@@ -120,15 +122,14 @@ def check_image(encoded: bytes) -> None:
     Raises:
       ValueError: as `decode_image`.
     """
-    with open_image(encoded) as image:
-        _check_depth(image)
+    open_image(encoded).close()
 
 
 def open_image(encoded: bytes) -> "Image.Image":
     """A PIL image, fully decoded.
 
     Raises:
-      ValueError: the bytes are no image or damaged.
+      ValueError: the bytes are no image or damaged, or hold more than 8 bits a channel.
     """
     try:
         from PIL import Image
@@ -138,10 +139,16 @@ def open_image(encoded: bytes) -> "Image.Image":
         raise ValueError("not a readable image (the file is empty); replace or remove it")
     try:
         image = Image.open(io.BytesIO(encoded))
+        deep = _deep_form(image)
         image.load()
     except Exception as error:  # PIL's decoders raise many kinds; all mean a damaged file.
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise ValueError(f"not a readable image ({reason}); replace or remove it") from error
+    if deep:
+        raise DeepPixels(
+            f"pixels are stored as {deep!r}, with more than 8 bits a channel; convert the picture "
+            "to 8 bits per channel first"
+        )
     return image
 
 
@@ -156,7 +163,11 @@ def fit_image(image: "Image.Image", pixels: PixelFormat) -> np.ndarray:
     """
     from PIL import Image, ImageOps
 
-    _check_depth(image)
+    if image.mode[:1] in _DEEP_MODES:
+        raise DeepPixels(
+            f"pixels are of PIL's mode {image.mode!r}, with more than 8 bits a channel; convert "
+            "the picture to 8 bits per channel first"
+        )
     if "exif" in image.info:
         image = ImageOps.exif_transpose(image)
     rgb = image.convert("RGB")
@@ -166,12 +177,19 @@ def fit_image(image: "Image.Image", pixels: PixelFormat) -> np.ndarray:
     return np.asarray(rgb)
 
 
-def _check_depth(image: "Image.Image") -> None:
-    if image.mode[:1] in ("I", "F"):  # I, F, I;16 and its byte orders
-        raise DeepPixels(
-            f"pixels are of PIL's mode {image.mode!r}, with more than 8 bits a channel; convert "
-            "the picture to 8 bits per channel first"
-        )
+def _deep_form(image: "Image.Image") -> str:
+    """How pixels of more than 8 bits a channel are stored; empty for all others.
+
+    PIL reads 16 bits of gray as such but takes the upper 8 of colours, without a word.
+    """
+    if image.mode[:1] in _DEEP_MODES:
+        return image.mode
+    for tile in image.tile:
+        form = tile[3][0] if isinstance(tile[3], tuple) and tile[3] else tile[3]
+        # BGR;16 are 16 bits of all three colours together.
+        if isinstance(form, str) and ";16" in form and not form.startswith("BGR"):
+            return form
+    return ""
 
 
 def _read_file(path: str) -> bytes:

@@ -5,6 +5,7 @@ import pathlib
 import numpy as np
 
 from ccafl_jax.data.decoded import ImageSequence
+from ccafl_jax.data.layouts import require_images
 from ccafl_jax.data.opening import open_dataset
 from ccafl_jax.data.prepared import find_prepared
 from ccafl_jax.data.records import ReIDDataset
@@ -22,6 +23,7 @@ def evaluate_bundle(
     batch: int = 128,
     compute_dtype: str = "float32",
     no_match: str = "skip",
+    distractors: bool = False,
 ) -> dict[str, float | str]:
     """Figures of a model on the test set of a data set.
 
@@ -33,6 +35,7 @@ def evaluate_bundle(
       batch: images a call of the encoder.
       compute_dtype: dtype inside the encoder, "float32" or "bfloat16".
       no_match: see :func:`ccafl_jax.evaluation.ranking.rank`.
+      distractors: join the data set's part of distractors to the gallery.
 
     Raises:
       ValueError: no data set is known, or it has cameras that the model does not know.
@@ -44,7 +47,8 @@ def evaluate_bundle(
         raise ValueError(f"{bundle.source} names no data set: pass --root DIR")
     if not pathlib.Path(root).exists():
         raise FileNotFoundError(f"no folder {root} with the data set: pass --root DIR")
-    dataset = open_dataset(name, root)
+    dataset = open_dataset(name, root, **({"distractors": True} if distractors else {}))
+    require_images(dataset.name, "this evaluation")
     if not (len(dataset.query) and len(dataset.gallery)):
         raise ValueError(f"{dataset.root} has no test set: queries and a gallery are needed")
     camid = query_then_gallery(dataset)[1]

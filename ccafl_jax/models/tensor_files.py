@@ -6,14 +6,14 @@ and are refused here, with the reason.
 
 import contextlib
 import json
-import os
 import pathlib
 import re
-import tempfile
 from collections.abc import Iterator, Mapping
 
 import jax.numpy as jnp
 import numpy as np
+
+from ccafl_jax.files import replacing
 
 # The file to read where a directory has several. open_clip's name comes first because timm keeps
 # the same weights beside it as model.safetensors, in names of its own.
@@ -224,7 +224,7 @@ def write_tensors(
     for name, value in arrays.items():
         if value.dtype.newbyteorder("=") not in known:
             raise ValueError(f"{path}: tensor {name} is {value.dtype}, which is not written here")
-    with _replacing(path) as partial:
+    with replacing(path) as partial:
         _library().numpy.save_file(arrays, partial, metadata=dict(metadata) if metadata else None)
     return path
 
@@ -272,7 +272,7 @@ def write_shards(
     try:
         for file, names in shards:
             write_tensors(directory / file, {name: tensors[name] for name in names})
-        with _replacing(path) as partial:
+        with replacing(path) as partial:
             pathlib.Path(partial).write_text(json.dumps(index, indent=2) + "\n")
     except BaseException:
         for file, _ in shards:
@@ -389,20 +389,6 @@ def _divide(sizes: Mapping[str, int], count: int) -> list[list[str]]:
             spare -= 1
         runs.append(run)
     return runs
-
-
-@contextlib.contextmanager
-def _replacing(path: pathlib.Path) -> Iterator[str]:
-    """A temporary file beside `path` that takes its place once the block ends well."""
-    handle, partial = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".part")
-    os.close(handle)
-    try:
-        yield partial
-        os.chmod(partial, 0o644)  # mkstemp and safetensors make files that only their owner reads
-        os.replace(partial, path)
-    except BaseException:
-        pathlib.Path(partial).unlink(missing_ok=True)
-        raise
 
 
 def _one_line(error: Exception) -> str:

@@ -6,6 +6,8 @@ import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from ccafl_jax.files import replacing
+
 COLUMNS = (
     ("mAP", "mAP"),
     ("rank1", "rank-1"),
@@ -19,13 +21,11 @@ COLUMNS = (
 def write_json(path: pathlib.Path, value: Mapping) -> None:
     """Writes JSON so that a reader sees the old file or the new one, never a part."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(path.name + ".tmp")
-    with temporary.open("w") as file:
+    with replacing(path) as partial, partial.open("w") as file:
         json.dump(value, file, indent=2)
         file.write("\n")
         file.flush()
         os.fsync(file.fileno())
-    temporary.replace(path)
 
 
 def result_table(rows: Sequence[tuple[str, Mapping[str, Any]]]) -> str:

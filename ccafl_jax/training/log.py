@@ -8,21 +8,31 @@ from collections.abc import Mapping, Sequence
 import jax
 import numpy as np
 
+from ccafl_jax.files import replacing
+
 
 class RunLog:
     """Appends scalars to `metrics.jsonl` and TensorBoard files in a run folder.
 
     Args:
       workdir: the run folder; created when absent.
+      dataset: name of the data set, which stands in every line.
       resume_at: epoch from which the run continues. Lines of that epoch or a later one, left by
         a run that was stopped before its checkpoint was written, are removed first.
     """
 
-    def __init__(self, workdir: pathlib.Path, *, resume_at: Mapping[str, int] | None = None):
+    def __init__(
+        self,
+        workdir: pathlib.Path,
+        *,
+        dataset: str = "",
+        resume_at: Mapping[str, int] | None = None,
+    ):
         from tensorboardX import SummaryWriter
 
         workdir.mkdir(parents=True, exist_ok=True)
         self._path = workdir / "metrics.jsonl"
+        self._dataset = dataset
         if resume_at is None:
             self._path.write_text("")
         else:
@@ -33,7 +43,8 @@ class RunLog:
     def write(self, stage: str, epoch: int, scalars: Mapping[str, float]) -> None:
         """Records the scalars of one epoch of a stage."""
         values = {key: float(value) for key, value in scalars.items()}
-        record = {"stage": stage, "epoch": epoch, "time": round(self.seconds, 3), **values}
+        place = {"stage": stage, "epoch": epoch, "time": round(self.seconds, 3)}
+        record = {"dataset": self._dataset, **place, **values}
         with self._path.open("a") as file:
             file.write(json.dumps(record) + "\n")
         for key, value in values.items():
@@ -59,9 +70,8 @@ class RunLog:
                 continue  # the last line of a killed process
             if record["epoch"] < resume_at.get(record["stage"], 0):
                 kept.append(line + "\n")
-        temporary = self._path.with_suffix(".tmp")
-        temporary.write_text("".join(kept))
-        temporary.replace(self._path)
+        with replacing(self._path) as partial:
+            partial.write_text("".join(kept))
 
 
 def mean_metrics(found: Sequence[Mapping[str, jax.Array]]) -> dict[str, float]:

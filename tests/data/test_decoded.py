@@ -1,4 +1,8 @@
 import os
+import pathlib
+import subprocess
+import sys
+import threading
 
 import numpy as np
 import pytest
@@ -8,6 +12,7 @@ from ccafl_jax.data.sources import PixelFormat, load_image
 from tests.data.images import broken_files, records_of, write_images
 
 PIXELS = PixelFormat(16, 8)
+ROOT = pathlib.Path(__file__).parents[2]
 
 
 @pytest.fixture(scope="module")
@@ -75,3 +80,37 @@ def test_no_images(folder, tmp_path):
 def test_progress_bar_counts_images(records, capsys):
     load_images(records, PIXELS, progress=True)
     assert "loading images" in capsys.readouterr().err
+
+
+def test_a_full_disk_under_the_cache_is_an_error(folder, tmp_path):
+    """A limit on the size of files stands for the end of the disk."""
+    code = (
+        "import os, resource, signal\n"
+        "from ccafl_jax.data.decoded import load_images\n"
+        "from ccafl_jax.data.sources import PixelFormat\n"
+        "from tests.data.images import records_of\n"
+        "signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))\n"
+        f"records = records_of({str(folder)!r}, sorted(os.listdir({str(folder)!r})))\n"
+        f"load_images(records, PixelFormat(64, 32), cache={str(tmp_path)!r}, progress=False)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
+    last = done.stderr.strip().splitlines()[-1]
+    assert done.returncode == 1 and last.startswith("OSError: cannot write 0.0 GB of decoded")
+    assert "make room, or name another folder (data.cache)" in last
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_two_that_fill_one_cache_at_once(records, tmp_path):
+    found = []
+    start = threading.Barrier(2)
+
+    def load():
+        start.wait()
+        found.append(load_images(records, PIXELS, cache=tmp_path, progress=False))
+
+    threads = [threading.Thread(target=load) for _ in range(2)]
+    [thread.start() for thread in threads]
+    [thread.join() for thread in threads]
+    np.testing.assert_array_equal(*found)
+    assert len(list(tmp_path.iterdir())) == 1

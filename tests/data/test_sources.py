@@ -1,3 +1,6 @@
+import struct
+import zlib
+
 import numpy as np
 import pytest
 from PIL import Image
@@ -89,8 +92,28 @@ def test_a_broken_file_is_named_in_one_line(tmp_path, kind):
 @pytest.mark.parametrize("mode", ["I;16", "I", "F"])
 def test_more_than_8_bits_a_channel_are_refused(mode):
     deep = encoded(Image.new(mode, (4, 6)), "TIFF")
-    with pytest.raises(DeepPixels, match=f"mode '{mode}'.*convert the picture to 8 bits"):
+    with pytest.raises(DeepPixels, match=f"stored as '{mode}'.*convert the picture to 8 bits"):
         decode_image(deep, PixelFormat(6, 4))
+
+
+@pytest.mark.parametrize(("kind", "channels"), [(2, 3), (4, 2), (6, 4)])
+def test_deep_colours_are_refused_too(kind, channels):
+    """PIL would take the upper 8 bits and say nothing."""
+
+    def chunk(name, data):
+        check = zlib.crc32(name + data)
+        return struct.pack(">I", len(data)) + name + data + struct.pack(">I", check)
+
+    def png(depth):
+        header = struct.pack(">IIBBBBB", 4, 6, depth, kind, 0, 0, 0)
+        rows = (b"\0" + bytes(4 * channels * depth // 8)) * 6
+        parts = chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b"")
+        return b"\x89PNG\r\n\x1a\n" + parts
+
+    assert decode_image(png(8), PixelFormat(6, 4)).shape == (6, 4, 3)
+    for read in (check_image, lambda data: decode_image(data, PixelFormat(6, 4))):
+        with pytest.raises(DeepPixels, match="more than 8 bits a channel"):
+            read(png(16))
 
 
 def test_a_missing_file_and_a_wrong_size_are_named(tmp_path):

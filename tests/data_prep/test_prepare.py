@@ -1,4 +1,5 @@
 import dataclasses
+import errno
 import json
 import pathlib
 import signal
@@ -10,12 +11,14 @@ import pytest
 
 from ccafl_jax.data.columns import FOLDER, read_meta
 from ccafl_jax.data.decoded import load_images
+from ccafl_jax.data.known import PUBLISHED, Totals
 from ccafl_jax.data.opening import open_collection, open_dataset
 from ccafl_jax.data.prepared import find_prepared, open_prepared
-from ccafl_jax.data.records import RawPart, collect
+from ccafl_jax.data.records import BROKEN, RawPart, Records, collect
 from ccafl_jax.data.samplers import plan
 from ccafl_jax.data.sources import PixelFormat
 from ccafl_jax.data.streaming import stream_batches
+from ccafl_jax.files import exclusive
 from data_prep import prepare as prepare_module
 from data_prep.prepare import VERSION, prepare, verify
 from tests.data.images import broken_files, encoded, random_pixels, write_images
@@ -39,13 +42,18 @@ def small_collection(root, count=12, **changes):
             frame=[1, 3, 1, 2],
         ),
     }
-    tables = {"gt.good.values": np.array([0, 3, 3]), "draws": np.arange(6.0).reshape(2, 3)}
+    tables = {
+        "gt.good.values": np.array([0, 3, 3]),
+        "gallery.track": np.array([40, 41]),
+        "draws": np.arange(6.0).reshape(2, 3),
+    }
     collection = collect(
         "market_like",
         root,
         parts,
         tables=tables,
         row_tables={"gt.good.values": "gallery"},
+        tracklet_tables={"gallery.track": "gallery"},
         report={"train": {"read": 4, "junk dropped": 1}, "warnings": ("look",)},
     )
     return dataclasses.replace(collection, **changes)
@@ -59,14 +67,14 @@ def raw(tmp_path):
 
 
 def test_everything_comes_back(raw, tmp_path):
-    result = prepare(raw, tmp_path / "out", differences=("train: 4 images",), progress=False)
+    result = prepare(raw, tmp_path / "out", progress=False)
     assert result.folder == tmp_path / "out" / "market_like" / VERSION
     assert result.images == 12 and result.skipped == ()
     for root in (tmp_path / "out", tmp_path / "out" / "market_like", result.folder):
         back = open_prepared(root, "market_like")
         assert (back.name, back.camera_codes) == ("market_like", (3, 9))
     assert back.report == {"train": {"read": 4, "junk dropped": 1}, "warnings": ("look",)}
-    assert read_meta(result.folder)["differences"] == ["train: 4 images"]
+    assert back.tracklet_tables == {"gallery.track": "gallery"}
     assert list(back.parts) == list(raw.parts) and back.row_tables == raw.row_tables
     for part, records in raw.parts.items():
         found = back.parts[part]
@@ -150,6 +158,10 @@ def test_the_fingerprint_is_that_of_the_content(raw, tmp_path):
     assert prepare(raw, tmp_path / "2", workers=3, progress=False).fingerprint == first
     changed = dataclasses.replace(raw, tables={**raw.tables, "draws": np.zeros((2, 3))})
     assert prepare(changed, tmp_path / "3", progress=False).fingerprint != first
+    for change in ({"camera_codes": (3, 8)}, {"row_tables": {}}, {"tracklet_tables": {}}):
+        other = dataclasses.replace(raw, **change)
+        folder = tmp_path / "-".join(change)
+        assert prepare(other, folder, progress=False).fingerprint != first
     other = encoded(random_pixels(99))
     (pathlib.Path(raw.root) / raw.parts["query"].path[0]).write_bytes(other)
     assert prepare(raw, tmp_path / "4", progress=False).fingerprint != first
@@ -171,8 +183,38 @@ def test_a_broken_image_is_an_error_that_names_it(raw, tmp_path, kind):
     gallery = open_prepared(tmp_path / "out").parts["gallery"]
     np.testing.assert_array_equal(gallery.pid, [1, 0, 2])
     np.testing.assert_array_equal(gallery.tracklet, [0, 1, 1])
-    table = open_prepared(tmp_path / "out").tables["gt.good.values"]
-    np.testing.assert_array_equal(table, [0, 2, 2])  # rows of the gallery, renumbered
+    back = open_prepared(tmp_path / "out")
+    np.testing.assert_array_equal(back.tables["gt.good.values"], [0, 2, 2])  # renumbered
+    assert back.report["gallery"] == {"read": 3, BROKEN: 1}
+    assert "1 broken images were left out when it was prepared" in back.report["warnings"][-1]
+    verify(tmp_path / "out", progress=False)
+
+
+def test_a_tracklet_without_frames_takes_its_table_entry_along(raw, tmp_path):
+    for row in (0, 1):
+        (pathlib.Path(raw.root) / raw.parts["gallery"].path[row]).write_bytes(b"")
+    prepare(raw, tmp_path / "out", skip_broken=2, progress=False)
+    back = open_prepared(tmp_path / "out")
+    np.testing.assert_array_equal(back.parts["gallery"].tracklet, [0, 0])
+    np.testing.assert_array_equal(back.tables["gallery.track"], [41])
+    np.testing.assert_array_equal(back.tables["gt.good.values"], [-1, 1, 1])
+
+
+def test_what_was_left_out_counts_in_the_differences(raw, tmp_path, monkeypatch):
+    monkeypatch.setitem(PUBLISHED, "market_like", {"train": Totals(images=4)})
+    assert read_meta(prepare(raw, tmp_path / "1", progress=False).folder)["differences"] == []
+    (pathlib.Path(raw.root) / raw.parts["train"].path[0]).write_bytes(b"")
+    result = prepare(raw, tmp_path / "2", skip_broken=1, progress=False)
+    assert read_meta(result.folder)["differences"] == ["train: 3 images, published 4"]
+
+
+def test_the_work_grows_with_the_number_of_images(raw, tmp_path, monkeypatch):
+    """The paths of a part are looked up once, not once for each image."""
+    looks = []
+    path = Records.path.fget
+    monkeypatch.setattr(Records, "path", property(lambda self: looks.append(1) or path(self)))
+    prepare(raw, tmp_path / "out", progress=False)
+    assert len(looks) <= 3 * len(raw.parts)
 
 
 def test_more_broken_images_than_allowed_are_listed(raw, tmp_path):
@@ -205,23 +247,24 @@ def test_it_is_not_done_twice_unless_asked(raw, tmp_path):
 def test_two_at_once_are_refused(raw, tmp_path):
     parent = tmp_path / "out" / "market_like"
     parent.mkdir(parents=True)
-    with prepare_module._only_one(parent):
+    with exclusive(parent / ".lock", busy="test"):
         with pytest.raises(OSError, match="another preparation is writing"):
             prepare(raw, tmp_path / "out", progress=False)
     prepare(raw, tmp_path / "out", progress=False)
 
 
-def test_a_target_that_cannot_be_written(raw, tmp_path, monkeypatch):
+def test_a_target_that_cannot_be_written(raw, tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(OSError, match="file"):
         prepare(raw, tmp_path / "file", progress=False)
 
-    def refuse(self, *_, **__):
-        raise PermissionError(30, "Read-only file system", str(self))
 
-    monkeypatch.setattr(pathlib.Path, "mkdir", refuse)
-    with pytest.raises(OSError, match="Read-only file system"):
-        prepare(raw, tmp_path / "out", progress=False)
+@pytest.mark.skipif(not pathlib.Path("/sys/kernel").is_dir(), reason="needs Linux")
+def test_a_read_only_target(raw):
+    """Not even root makes folders in /sys."""
+    with pytest.raises(OSError, match="/sys/kernel/prepared") as error:
+        prepare(raw, "/sys/kernel/prepared", progress=False)
+    assert error.value.errno in (errno.EPERM, errno.EACCES, errno.EROFS)
 
 
 def test_a_full_disk_leaves_nothing(tmp_path):
@@ -280,6 +323,31 @@ def test_damaged_records_are_seen_on_reading_or_verifying(raw, tmp_path):
         open_prepared(folder).parts["gallery"].read(np.array([0]))
 
 
+def test_changed_labels_are_seen_on_verifying(raw, tmp_path):
+    folder = prepare(raw, tmp_path / "out", progress=False).folder
+    np.save(folder / FOLDER / "train.pid.npy", np.full(4, 9, np.int32))
+    open_prepared(folder)  # quick: nothing is read
+    with pytest.raises(ValueError, match="names, labels or tables are not those"):
+        verify(folder, progress=False)
+
+
+def test_a_link_in_a_circle_hides_no_prepared_set(raw, tmp_path):
+    folder = prepare(raw, tmp_path / "out", progress=False).folder
+    for place in (tmp_path / "out", folder.parent):
+        (place / "0.circle").symlink_to(place / "0.circle")
+    assert find_prepared(tmp_path / "out") == folder
+    assert find_prepared(tmp_path / "out", "market_like") == folder
+
+
+def test_several_sets_of_msmt17_are_named(raw, tmp_path):
+    for version in ("msmt17_v1", "msmt17_v2"):
+        prepare(dataclasses.replace(raw, name=version), tmp_path, progress=False)
+    for name in ("", "msmt17"):
+        with pytest.raises(ValueError, match=r"several prepared .*: msmt17_v1, msmt17_v2"):
+            find_prepared(tmp_path, name)
+    assert find_prepared(tmp_path, "msmt17_v2").parent.name == "msmt17_v2"
+
+
 def test_the_wrong_set_or_none_is_named(raw, tmp_path):
     prepare(raw, tmp_path / "out", progress=False)
     with pytest.raises(ValueError, match="holds market_like, not market1501; name the right one"):
@@ -326,8 +394,38 @@ module.prepare(small_collection(root), root / "out", progress=False)
 """
 
 
+OVERWRITE = """
+import os, pathlib, signal, sys
+from data_prep import prepare as module
+from tests.data_prep.test_prepare import small_collection
+root = pathlib.Path(sys.argv[1])
+collection = small_collection(root)
+module.prepare(collection, root / "out", progress=False)
+rename = pathlib.Path.rename
+def die(self, target):
+    result = rename(self, target)
+    if pathlib.Path(target).name.endswith(".old"):
+        os.kill(os.getpid(), signal.SIGKILL)
+    return result
+pathlib.Path.rename = die
+module.prepare(collection, root / "out", overwrite=True, progress=False)
+"""
+
+
 @pytest.mark.ci
-@pytest.mark.parametrize("moment", ["_read_checked", "_example", "save_columns", "_move"])
+def test_a_killed_overwrite_leaves_the_old_set_or_the_new_one(tmp_path):
+    command = [sys.executable, "-c", OVERWRITE, str(tmp_path)]
+    assert subprocess.run(command, capture_output=True, cwd=ROOT).returncode == -signal.SIGKILL
+    raw = small_collection(tmp_path)
+    with pytest.raises(FileExistsError, match="already prepared"):  # it was put back
+        prepare(raw, tmp_path / "out", progress=False)
+    assert verify(tmp_path / "out", progress=False).name == "market_like"
+    prepare(raw, tmp_path / "out", overwrite=True, progress=False)
+    assert [p.name for p in (tmp_path / "out/market_like").iterdir()] == [VERSION]
+
+
+@pytest.mark.ci
+@pytest.mark.parametrize("moment", ["_read_checked", "_label", "save_columns", "_move"])
 def test_a_killed_preparation_leaves_nothing_that_looks_finished(tmp_path, moment):
     done = subprocess.run(
         [sys.executable, "-c", KILLED, str(tmp_path), moment], capture_output=True, cwd=ROOT

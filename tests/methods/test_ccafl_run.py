@@ -48,7 +48,9 @@ def test_log_has_one_line_an_epoch(whole):
     ]
     last = lines[-1]
     assert {"total", "inter", "text_inter", "ical", "gid", "association_precision"} <= set(last)
-    assert all(np.isfinite(value) for key, value in last.items() if key != "stage")
+    texts = {"dataset": "small", "stage": "encoder"}
+    assert {key: last[key] for key in texts} == texts
+    assert all(np.isfinite(value) for key, value in last.items() if key not in texts)
     assert "val_mAP" not in last  # nothing is held out
 
 

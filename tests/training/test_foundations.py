@@ -104,17 +104,18 @@ def test_optimizer_state_survives_a_checkpoint(tmp_path):
 
 
 def test_log_drops_what_a_resumed_run_will_write_again(tmp_path):
-    log = RunLog(tmp_path)
+    log = RunLog(tmp_path, dataset="msmt17_v1")
     for epoch in range(3):
         log.write("encoder", epoch, {"loss": 1.0 / (epoch + 1)})
     log.close()
     with (tmp_path / "metrics.jsonl").open("a") as file:
         file.write('{"stage": "enc')  # a process killed while it wrote
-    log = RunLog(tmp_path, resume_at={"encoder": 2})
+    log = RunLog(tmp_path, dataset="msmt17_v1", resume_at={"encoder": 2})
     log.write("encoder", 2, {"loss": 7.0})
     log.close()
     lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
     assert [(line["epoch"], line["loss"]) for line in lines] == [(0, 1.0), (1, 0.5), (2, 7.0)]
+    assert {line["dataset"] for line in lines} == {"msmt17_v1"}
     assert list((tmp_path / "tensorboard").iterdir())
 
 

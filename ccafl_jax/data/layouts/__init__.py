@@ -34,16 +34,33 @@ class Layout:
     kind: str = "image"
 
 
-def select_parts(collection: Collection) -> ReIDDataset:
-    """The parts train, query and gallery as they are."""
+def select_parts(collection: Collection, *, distractors: bool = False) -> ReIDDataset:
+    """The parts train, query and gallery as they are.
+
+    Args:
+      collection: with these parts.
+      distractors: join the part `distractors` to the gallery.
+
+    Raises:
+      ValueError: distractors are asked for and the collection has none.
+    """
+    gallery, extra = collection.parts["gallery"], collection.parts.get("distractors")
+    report = dict(collection.report)
+    if distractors:
+        if extra is None:
+            raise ValueError(f"{collection.root} has no part with distractors; leave them out")
+        gallery = gallery.join(extra)
+    elif extra is not None:
+        counts = report.get("gallery", {})
+        report["gallery"] = {**counts, "distractors left aside (a part of their own)": len(extra)}
     return ReIDDataset(
         name=collection.name,
         root=collection.root,
         train=collection.parts["train"],
         query=collection.parts["query"],
-        gallery=collection.parts["gallery"],
+        gallery=gallery,
         camera_codes=collection.camera_codes,
-        report=collection.report,
+        report=report,
     )
 
 
@@ -90,11 +107,9 @@ def read_folder(name: str, root: str | os.PathLike, **options: Any) -> Collectio
     Raises:
       FileNotFoundError, ValueError: with one line that says what was found and what expected.
     """
-    read = layout_of(name).read
-    for option in options:
-        if option not in inspect.signature(read).parameters:
-            raise ValueError(f"{name} takes no {option}; leave the option out")
-    return read(root, name=name, **options)
+    layout = layout_of(name)
+    _check_options(layout.read, name, options)
+    return layout.read(root, name=name, **options)
 
 
 def select(collection: Collection, **options: Any) -> ReIDDataset:
@@ -104,4 +119,24 @@ def select(collection: Collection, **options: Any) -> ReIDDataset:
       collection: from a raw folder or a prepared data set.
       **options: of the layout, such as `split` (1 to 10) of iLIDS-VID and RegDB.
     """
-    return layout_of(collection.name).select(collection, **options)
+    layout = layout_of(collection.name)
+    _check_options(layout.select, collection.name, options)
+    return layout.select(collection, **options)
+
+
+def require_images(name: str, what: str) -> None:
+    """Raises ValueError unless a data set is one of single images of one kind.
+
+    Args:
+      name: of the data set; may be empty.
+      what: needs such a set, for the message.
+    """
+    if name and layout_of(name).kind != "image":
+        kind = layout_of(name).kind.replace("_", "-")
+        raise ValueError(f"{name} is a {kind} set; {what} takes sets of single images")
+
+
+def _check_options(function: Callable, name: str, options: dict[str, Any]) -> None:
+    for option in options:
+        if option not in inspect.signature(function).parameters:
+            raise ValueError(f"{name} takes no {option}; leave the option out")

@@ -125,6 +125,25 @@ def is_folder(entry: os.DirEntry) -> bool:
         return True
 
 
+def subfolders(folder: str | os.PathLike) -> list[str]:
+    """Names of the folders in a folder, sorted; links that lead in a circle are none.
+
+    A folder that may not be read has none.
+    """
+    try:
+        with os.scandir(folder) as entries:
+            return sorted(entry.name for entry in entries if _leads_to_folder(entry))
+    except OSError:
+        return []
+
+
+def _leads_to_folder(entry: os.DirEntry) -> bool:
+    try:
+        return entry.is_dir()
+    except OSError:
+        return False
+
+
 def _candidates(
     root: pathlib.Path, required: Sequence[str]
 ) -> tuple[list[pathlib.Path], list[pathlib.Path]]:
@@ -141,7 +160,9 @@ def _candidates(
             if present:
                 partial.append(folder)
             if depth < _SEARCH_DEPTH:
-                below += _subfolders(folder, {name.split("/")[0] for name in required})
+                own = {name.split("/")[0] for name in required}
+                names = (n for n in subfolders(folder) if not n.startswith(".") and n not in own)
+                below += [folder / name for name in names]
         level = below
     return complete, partial
 
@@ -151,12 +172,3 @@ def _exists(path: pathlib.Path) -> bool:
         return path.exists()
     except OSError:  # a loop of symbolic links, or a folder that may not be read
         return False
-
-
-def _subfolders(folder: pathlib.Path, own: set[str]) -> list[pathlib.Path]:
-    try:
-        with os.scandir(folder) as entries:
-            names = [e.name for e in entries if not e.name.startswith(".") and is_folder(e)]
-    except OSError:  # a link that leads in a circle, or a folder that may not be read
-        return []
-    return [folder / name for name in sorted(names) if name not in own]

@@ -17,6 +17,7 @@ import numpy as np
 
 from ccafl_jax.data.layouts.find import find_root, list_images
 from ccafl_jax.data.layouts.matlab import read_integers, zero_based
+from ccafl_jax.data.layouts.scan import NOT_AN_IMAGE, UNREADABLE_NAME
 from ccafl_jax.data.records import (
     Collection,
     RawPart,
@@ -155,8 +156,8 @@ def _person_folders(base: pathlib.Path) -> tuple[list[str], dict[str, int]]:
         raise ValueError(f"{base / _SEQUENCES}: no folder of a person; expected {_TREE}")
     return sorted(first), {
         "read": 0,
-        "with an unreadable name": 0,
-        "not an image": 0,
+        UNREADABLE_NAME: 0,
+        NOT_AN_IMAGE: 0,
         "not a folder of a person": others,
     }
 
@@ -182,8 +183,8 @@ def _read_tracklet(
     images, others = list_images(base / folder)
     matches = {name: _NAME.match(name) for name in images}
     named = {name: match for name, match in matches.items() if match}
-    counts["not an image"] += others
-    counts["with an unreadable name"] += len(images) - len(named)
+    counts[NOT_AN_IMAGE] += others
+    counts[UNREADABLE_NAME] += len(images) - len(named)
     for name, match in named.items():
         if (int(match[1]), int(match[2])) != (camera, pid):
             raise ValueError(
@@ -200,7 +201,7 @@ def _read_tracklet(
 
 
 def _warnings(base: pathlib.Path, counts: dict[str, int]) -> tuple[str, ...]:
-    unreadable = counts["with an unreadable name"]
+    unreadable = counts[UNREADABLE_NAME]
     if not unreadable:
         return ()
     return (f"{base / _SEQUENCES}: {unreadable} images with an unreadable name, left out",)

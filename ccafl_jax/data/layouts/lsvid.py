@@ -24,6 +24,7 @@ import numpy as np
 
 from ccafl_jax.data.layouts.find import find_root, list_images
 from ccafl_jax.data.layouts.matlab import read_integers, zero_based
+from ccafl_jax.data.layouts.scan import NOT_AN_IMAGE
 from ccafl_jax.data.records import JUNK, Collection, RawPart, collect
 
 _FOLDERS = ("tracklet_train", "tracklet_test")
@@ -87,7 +88,8 @@ def read_lsvid(root: str | os.PathLike, *, name: str = "lsvid") -> Collection:
         if part != "query" and half.odd:
             warnings += (half.odd,)
     report["warnings"] = warnings
-    return collect(name, base, parts, tables=tables, report=report)
+    tracklet_tables = {f"{part}.track": part for part in ("query", "gallery")}
+    return collect(name, base, parts, tables=tables, tracklet_tables=tracklet_tables, report=report)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -166,7 +168,7 @@ def _read_list(base: pathlib.Path, path: pathlib.Path) -> _Sequences:
         frames=numbers,
         ignored={
             "images in no tracklet": sum(len(names) for names, _ in folders.values()) - used,
-            "not an image": sum(others for _, others in folders.values()),
+            NOT_AN_IMAGE: sum(others for _, others in folders.values()),
         },
         odd=odd,
     )

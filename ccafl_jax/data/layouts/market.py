@@ -18,6 +18,7 @@ import re
 import numpy as np
 
 from ccafl_jax.data.layouts.find import find_root, list_images
+from ccafl_jax.data.layouts.matlab import read_integers
 from ccafl_jax.data.layouts.query_lists import ROW_TABLES, list_tables
 from ccafl_jax.data.layouts.scan import NOT_AN_IMAGE, NameRule, name_warnings, scan_folder
 from ccafl_jax.data.records import UNKNOWN_CAMERA, Collection, RawPart, collect
@@ -144,15 +145,11 @@ def _query_lists(
 
 
 def _places(path: pathlib.Path, variable: str) -> np.ndarray:
-    from scipy.io import loadmat
-
     try:
-        return loadmat(path, variable_names=(variable,))[variable].ravel().astype(np.int64)
-    except Exception as error:  # damaged files raise errors of many kinds
-        reason = f"no {variable}" if isinstance(error, KeyError) else str(error).split("\n")[0]
+        return read_integers(path, variable).ravel()
+    except ValueError as error:
         raise ValueError(
-            f"{path}: is not a readable list ({reason}); unpack it again, or remove {path.parent} "
-            "to go without"
+            f"{error}; unpack it again, or remove {path.parent} to go without"
         ) from None
 
 

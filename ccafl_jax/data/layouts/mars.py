@@ -10,7 +10,7 @@
 Lines and rows are counted from 1 there. `info` is the folder of the MARS-evaluation repository; it
 may also lie in a copy of that repository, in ROOT or beside it.
 
-More than a million names are handled as arrays of bytes, never one by one.
+More than a million names are parsed as arrays of bytes, not one by one.
 """
 
 import dataclasses
@@ -19,7 +19,7 @@ import pathlib
 
 import numpy as np
 
-from ccafl_jax.data.layouts.find import find_root
+from ccafl_jax.data.layouts.find import find_root, subfolders
 from ccafl_jax.data.layouts.matlab import read_integers, zero_based
 from ccafl_jax.data.names import Names
 from ccafl_jax.data.records import JUNK, Collection, RawPart, collect
@@ -92,7 +92,8 @@ def read_mars(
         report[part]["names in no tracklet"] = half.unused
         report[part]["files that no list names"] = files
     report["warnings"] = _warnings(info, report)
-    return collect(name, base, parts, tables=tables, report=report)
+    tracklet_tables = {f"{part}.track": part for part in ("query", "gallery")}
+    return collect(name, base, parts, tables=tables, tracklet_tables=tracklet_tables, report=report)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -292,8 +293,7 @@ def _check_files(half: _Half) -> int:
     is_wanted[half.lines(np.flatnonzero(half.tracks[:, 2] != JUNK))] = True
     lines_of = _lines_by_person(half.names)
     folder = os.fsencode(half.folder)
-    with os.scandir(folder) as entries:
-        present = {entry.name for entry in entries if entry.is_dir()}
+    present = {os.fsencode(name) for name in subfolders(half.folder)}
     unlisted, absent = 0, []
     for person in sorted(present | set(lines_of)):
         files = set(os.listdir(os.path.join(folder, person))) if person in present else set()

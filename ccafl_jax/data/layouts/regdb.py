@@ -20,7 +20,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from ccafl_jax.data.layouts.find import find_root, list_images
+from ccafl_jax.data.layouts.find import find_root, list_images, subfolders
+from ccafl_jax.data.layouts.scan import NOT_AN_IMAGE
 from ccafl_jax.data.layouts.visible_infrared import assemble, check_one_to_one
 from ccafl_jax.data.records import (
     INFRARED,
@@ -87,7 +88,7 @@ def read_regdb(root: str | os.PathLike, *, name: str = "regdb") -> Collection:
         "all": {
             "read": len(paths),
             "in no list": disk.images - len(paths),
-            "not an image": disk.others,
+            NOT_AN_IMAGE: disk.others,
         },
         "warnings": _missing_splits(base, splits),
     }
@@ -202,7 +203,7 @@ class _Disk:
     def __init__(self, base: pathlib.Path):
         self.others = 0
         self._paths: set[str] = set()
-        for folder in sorted(entry.name for entry in os.scandir(base) if entry.is_dir()):
+        for folder in subfolders(base):
             if folder == "idx" or folder.startswith("."):
                 continue
             names, others = list_images(base / folder, recursive=True)

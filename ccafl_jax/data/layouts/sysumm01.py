@@ -24,11 +24,13 @@ from typing import Any
 import numpy as np
 import scipy.io
 
-from ccafl_jax.data.layouts.find import find_any_root, list_images
+from ccafl_jax.data.layouts.find import find_any_root, list_images, subfolders
 from ccafl_jax.data.layouts.matlab import read_integers
+from ccafl_jax.data.layouts.scan import NOT_AN_IMAGE
 from ccafl_jax.data.layouts.visible_infrared import assemble, check_one_to_one
 from ccafl_jax.data.pixel_arrays import PixelArrays, map_array
 from ccafl_jax.data.records import (
+    BROKEN,
     INFRARED,
     VISIBLE,
     Collection,
@@ -125,6 +127,10 @@ def select_sysumm01(
         permutations=permutations,
     )
     query = np.flatnonzero(test.modality == INFRARED)
+    left_out = collection.report.get("test", {}).get(BROKEN, 0)
+    if left_out:
+        text = f"{left_out} broken test images were left out: galleries are drawn from the others"
+        collection = collection.warn(f"{text}, so they differ from the published draws")
     return assemble(
         collection,
         train,
@@ -258,18 +264,8 @@ def _scan(base: pathlib.Path) -> tuple[_Images, dict[int, int], int]:
 
 
 def _id_folders(camera: pathlib.Path) -> tuple[list[str], int]:
-    folders, elsewhere = [], 0
-    with os.scandir(camera) as entries:
-        for entry in entries:
-            try:
-                usable = bool(_ID.fullmatch(entry.name)) and entry.is_dir()
-            except OSError:  # a loop of symbolic links
-                usable = False
-            if usable:
-                folders.append(entry.name)
-            else:
-                elsewhere += 1
-    return sorted(folders), elsewhere
+    folders = [name for name in subfolders(camera) if _ID.fullmatch(name)]
+    return folders, len(os.listdir(camera)) - len(folders)
 
 
 def _report(
@@ -285,10 +281,10 @@ def _report(
         "train": {
             "read": number["train"],
             "of ids in no list": number["unlisted"],
-            "not an image": sum(others.values()) - in_test,
+            NOT_AN_IMAGE: sum(others.values()) - in_test,
             "outside the folders of ids": stray,
         },
-        "test": {"read": number["test"], "not an image": in_test},
+        "test": {"read": number["test"], NOT_AN_IMAGE: in_test},
     }
 
 

@@ -171,7 +171,11 @@ class Run:
             )
         if {"intra", "inter"} & set(self.config.stages):
             self._check_texts()
-        self.log = RunLog(self.workdir, resume_at=self.progress.next_epochs() if resume else None)
+        self.log = RunLog(
+            self.workdir,
+            dataset=self.dataset.name,
+            resume_at=self.progress.next_epochs() if resume else None,
+        )
         self._seconds_before = self.progress.seconds
         if self.progress.zero_shot is None:
             self._zero_shot()

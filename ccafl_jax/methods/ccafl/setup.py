@@ -12,7 +12,7 @@ import numpy as np
 
 from ccafl_jax.data.decoded import load_images
 from ccafl_jax.data.labels import check_cameras
-from ccafl_jax.data.layouts import layout_of
+from ccafl_jax.data.layouts import require_images
 from ccafl_jax.data.opening import open_dataset
 from ccafl_jax.data.records import Records, ReIDDataset
 from ccafl_jax.data.sources import PixelFormat
@@ -66,11 +66,7 @@ def open_training_set(config: DataConfig, root: str | os.PathLike) -> ReIDDatase
     Raises:
       FileNotFoundError, ValueError: with one line that says what is missing and what to do.
     """
-    if layout_of(config.name).kind != "image":
-        raise ValueError(
-            f"{config.name} is a {layout_of(config.name).kind} set; CCAFL trains on single images "
-            "of one kind"
-        )
+    require_images(config.name, "CCAFL")
     dataset = open_dataset(config.name, root, source=config.source)
     for split, use in (("train", "to train on"), ("query", "to test"), ("gallery", "to test")):
         if not len(getattr(dataset, split)):

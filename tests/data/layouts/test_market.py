@@ -361,13 +361,11 @@ def test_a_damaged_list_is_named(tmp_path):
     path = root / "gt_query" / "0004_c1s1_000001_00_junk.mat"
     for damage in (b"", path.read_bytes()[:150], b"no MATLAB file at all" * 20):
         path.write_bytes(damage)
-        with pytest.raises(
-            ValueError, match=r"000001_00_junk.mat: is not a readable list"
-        ) as error:
+        with pytest.raises(ValueError, match=r"000001_00_junk.mat is not a readable") as error:
             read_market(root)
         assert "\n" not in str(error.value)
     savemat(path, {"good_index": np.ones((1, 1))})
-    with pytest.raises(ValueError, match=r"not a readable list .no junk_index.; unpack it again"):
+    with pytest.raises(ValueError, match=r"expected the variable junk_index; .*to go without"):
         read_market(root)
 
 

@@ -81,7 +81,9 @@ def change_test_line(root, line, name):
 
 
 def test_reads_tracklets_identities_cameras_and_frames(tmp_path):
-    found = read_mars(make_tree(tmp_path / "Überwachung 人"))
+    root = make_tree(tmp_path / "Überwachung 人")
+    (root / "bbox_test/circle").symlink_to(root / "bbox_test/circle")
+    found = read_mars(root)
     train, query, gallery = (found.parts[part] for part in ("train", "query", "gallery"))
     assert found.camera_codes == (1, 2, 3, 5, 6) and found.name == "mars"
     assert train.pid.tolist() == [1, 1, 1, 1, 10, 10]

@@ -110,7 +110,7 @@ def test_images_left_out_of_a_prepared_set_are_passed_over(tmp_path):
     full = select_regdb(collection, split=4)
     gone = {full.train.path[1], full.query.path[0]}
     rows = [row for row, path in enumerate(collection.parts["all"].path) if path in gone]
-    dataset = select_regdb(collection.drop("all", np.array(rows)), split=4)
+    dataset = select_regdb(collection.drop("all", np.array(rows), reason="gone"), split=4)
     for part in ("train", "query", "gallery"):
         before, after = getattr(full, part), getattr(dataset, part)
         assert list(after.path) == [path for path in before.path if path not in gone]
@@ -142,6 +142,7 @@ def test_traps_are_counted_and_do_no_harm(tmp_path):
     (root / ".cache").mkdir()
     (root / ".cache/0_1.bmp").touch()
     (root / "Visible/loop").symlink_to(root / "Visible")
+    (root / "circle").symlink_to(root / "circle")
     upper = root / image("visible", 7, 1)
     upper.rename(upper.with_suffix(".BMP"))
     person = persons_of(1, "train")[0]

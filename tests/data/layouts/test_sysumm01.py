@@ -17,7 +17,7 @@ from ccafl_jax.data.layouts.sysumm01 import (
     read_sysumm01,
     select_sysumm01,
 )
-from ccafl_jax.data.records import INFRARED, VISIBLE
+from ccafl_jax.data.records import BROKEN, INFRARED, VISIBLE
 from ccafl_jax.data.sources import PixelFormat, decode_image
 
 LISTS = {"train": "5,1, 2 ,", "val": "7\r\n", "test": "10, 3,6\n"}
@@ -470,3 +470,12 @@ def test_missing_array(tmp_path):
     (make_arrays(tmp_path) / "train_ir_resized_path.npy").unlink()
     with pytest.raises(FileNotFoundError, match=r"lacks train_ir_resized_path.npy; expected ROOT/"):
         read_sysumm01(tmp_path)
+
+
+def test_a_seeded_draw_without_all_test_images_says_so(tmp_path):
+    collection = read_sysumm01(make_tree(tmp_path))
+    assert select_sysumm01(collection).report["warnings"] == collection.report["warnings"]
+    less = collection.drop("test", np.array([0]), reason=BROKEN)
+    warnings = select_sysumm01(less).report["warnings"]
+    assert "1 broken test images were left out" in warnings[-1]
+    assert "differ from the published draws" in warnings[-1]
