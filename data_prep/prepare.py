@@ -96,10 +96,7 @@ def prepare(
     busy = f"another preparation is writing to {folder.parent}; wait for it, or stop it"
     with exclusive(folder.parent / ".lock", busy=busy):
         _recover(folder)
-        if has_columns(folder) and not overwrite:
-            raise FileExistsError(
-                f"{folder} is already prepared; use it, or --overwrite to make it again"
-            )
+        _check_target(folder, pathlib.Path(collection.root), overwrite=overwrite)
         partial = folder.with_name(f".{folder.name}.incomplete")
         shutil.rmtree(partial, ignore_errors=True)
         partial.mkdir()
@@ -156,7 +153,8 @@ def _write(
 ) -> Prepared:
     writer, info = _tfds_writer(collection, folder)
     splits = [SPLIT_OF_PART.get(part, part) for part, r in collection.parts.items() if len(r)]
-    writer.initialize_splits(splits)
+    with _disk_errors(folder):
+        writer.initialize_splits(splits)
     digests, broken = {}, []
     columns = _all_columns(collection)
     for part, records in list(collection.parts.items()):
@@ -182,6 +180,7 @@ def _write(
         if lost:
             collection = collection.drop(part, np.array(lost), reason=BROKEN)
     extra = {
+        "raw": collection.root,
         "skipped": [dataclasses.asdict(image) for image in broken],
         "differences": list(differences(collection.name, count_collection(collection))),
     }
@@ -238,7 +237,8 @@ def _read_checked(records: Records, rows: np.ndarray) -> list[tuple[bytes, str]]
             check_image(encoded)
             checked.append((encoded, ""))
         except OSError as error:
-            checked.append((b"", f"cannot be read ({error.strerror or error})"))
+            reason = f"cannot be read ({error.strerror or 'no such file'}); mend or remove it"
+            checked.append((b"", reason))
         except ValueError as error:
             checked.append((b"", str(error)))
     return checked
@@ -249,8 +249,7 @@ def _check_broken(broken: list[Broken], allowed: int, where: str) -> None:
         return
     if not allowed:
         raise ValueError(
-            f"{where}: {broken[0].reason}; mend or remove it, or leave up to N broken images out "
-            "with --skip-broken N"
+            f"{where}: {broken[0].reason}; or leave up to N broken images out with --skip-broken N"
         )
     names = ", ".join(f"{image.part}/{image.path} ({image.reason})" for image in broken[:5])
     more = f" and {len(broken) - 5} more" if len(broken) > 5 else ""
@@ -269,6 +268,22 @@ class _Digest:
 
     def value(self) -> str:
         return self._hash.hexdigest()
+
+
+def _check_target(folder: pathlib.Path, raw: pathlib.Path, *, overwrite: bool) -> None:
+    """Fails where something would be lost: only an earlier set of ours may be replaced."""
+    if folder.is_symlink() or (folder.exists() and not has_columns(folder)):
+        raise FileExistsError(
+            f"{folder} exists and was not made here; choose another --out, or remove it"
+        )
+    if raw.resolve().is_relative_to(folder.resolve()):
+        raise FileExistsError(f"the raw data lie in {folder}; choose another --out")
+    if has_columns(folder) and not overwrite:
+        earlier = read_meta(folder).get("raw", "a raw folder")
+        raise FileExistsError(
+            f"{folder} is already prepared, from {earlier}; use it, choose another --out, or "
+            "--overwrite to make it again"
+        )
 
 
 def _recover(folder: pathlib.Path) -> None:
@@ -294,11 +309,11 @@ def _old(folder: pathlib.Path) -> pathlib.Path:
 
 @contextlib.contextmanager
 def _disk_errors(folder: pathlib.Path) -> Iterator[None]:
-    """ArrayRecord reports a full disk as a RuntimeError of several clauses."""
+    """One line for a disk that is full; ArrayRecord's RuntimeError of it has several clauses."""
     try:
         yield
-    except RuntimeError as error:
-        reason = str(error).split(";")[0]
+    except (RuntimeError, OSError) as error:
+        reason = getattr(error, "strerror", None) or str(error).split(";")[0]
         raise OSError(
             f"cannot write to {folder.parent}: {reason}; nothing is left there, make room and run "
             "it again"

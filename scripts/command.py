@@ -42,6 +42,11 @@ def read_config(path: str, overrides: list[str]) -> ConfigDict:
     return holder.value
 
 
+def user_path(text: str) -> pathlib.Path:
+    """A path as typed; `~` is the home folder, also where the shell leaves it (`--out=~/x`)."""
+    return pathlib.Path(text).expanduser()
+
+
 @contextlib.contextmanager
 def one_line_errors() -> Iterator[None]:
     """Turns errors that a user can mend into one line on stderr and exit status 2.

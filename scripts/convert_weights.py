@@ -15,7 +15,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from command import one_line_errors, start_logging
+from command import one_line_errors, start_logging, user_path
 
 if TYPE_CHECKING:
     from ccafl_jax.deploy.convert import Converted
@@ -59,13 +59,13 @@ def main() -> None:
     parser.add_argument(
         "--checkpoint",
         required=True,
-        type=pathlib.Path,
+        type=user_path,
         help="file of torch.save (.pth, .pt, .tar, .bin) or .safetensors",
     )
     result = parser.add_mutually_exclusive_group(required=True)
-    result.add_argument("--out", type=pathlib.Path, help="run folder to make of a trained model")
+    result.add_argument("--out", type=user_path, help="run folder to make of a trained model")
     result.add_argument(
-        "--to-safetensors", type=pathlib.Path, metavar="FILE", help="safetensors file to make"
+        "--to-safetensors", type=user_path, metavar="FILE", help="safetensors file to make"
     )
     model = parser.add_argument_group("what a file does not say about a trained model")
     model.add_argument(

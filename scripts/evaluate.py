@@ -2,9 +2,8 @@
 
 import argparse
 import json
-import pathlib
 
-from command import one_line_errors, start_logging
+from command import one_line_errors, start_logging, user_path
 
 EXAMPLES = """\
 examples:
@@ -23,7 +22,7 @@ def main() -> None:
     parser.add_argument(
         "--workdir",
         required=True,
-        type=pathlib.Path,
+        type=user_path,
         help="folder of the run, or of an orbax or safetensors export",
     )
     parser.add_argument("--root", default="", help="folder of another data set, raw or prepared")
@@ -43,7 +42,7 @@ def main() -> None:
         help="queries without a match are skipped, or count as 0 as in the released code "
         "(default: as trained)",
     )
-    parser.add_argument("--json", type=pathlib.Path, help="write the figures to this file")
+    parser.add_argument("--json", type=user_path, help="write the figures to this file")
     arguments = parser.parse_args()
     start_logging()
     with one_line_errors():

@@ -7,7 +7,7 @@ nothing is written. See docs/export.md for how to load each.
 import argparse
 import pathlib
 
-from command import one_line_errors, start_logging
+from command import one_line_errors, start_logging, user_path
 
 EXAMPLES = """\
 examples:
@@ -34,15 +34,15 @@ def main() -> None:
         "--run",
         dest="source",
         required=True,
-        type=pathlib.Path,
+        type=user_path,
         help="a run folder, or an orbax or safetensors export",
     )
-    parser.add_argument("--out", required=True, type=pathlib.Path, help="folder to make")
+    parser.add_argument("--out", required=True, type=user_path, help="folder to make")
     parser.add_argument(
         "--images",
         required=True,
         nargs="+",
-        type=pathlib.Path,
+        type=user_path,
         help="files or folders of images for the parity gate",
     )
     parser.add_argument("--count", type=int, default=16, help="how many of them (default: 16)")

@@ -69,6 +69,8 @@ def run(arguments: argparse.Namespace) -> int:
     from ccafl_jax.data.layouts import layout_of
 
     layout_of(arguments.dataset)  # a wrong name is the first thing to hear of
+    if arguments.workers is not None and arguments.workers < 1:
+        raise ValueError(f"--workers is {arguments.workers}; expected 1 or more")
     if arguments.skip_broken < 0:
         raise ValueError(f"--skip-broken is {arguments.skip_broken}; expected 0 or more")
     if not arguments.raw and not (arguments.check and arguments.out):

@@ -5,7 +5,7 @@ import pathlib
 import shutil
 from typing import TYPE_CHECKING
 
-from command import one_line_errors, read_config, start_logging
+from command import one_line_errors, read_config, start_logging, user_path
 
 if TYPE_CHECKING:
     from ccafl_jax.methods.ccafl.config import DataConfig
@@ -34,7 +34,7 @@ def main() -> None:
         description=__doc__, epilog=EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--config", required=True, help="recipe, a file under configs/")
-    parser.add_argument("--workdir", required=True, type=pathlib.Path, help="folder of the run")
+    parser.add_argument("--workdir", required=True, type=user_path, help="folder of the run")
     again = parser.add_mutually_exclusive_group()
     again.add_argument("--resume", action="store_true", help="continue after the last checkpoint")
     again.add_argument(

@@ -147,5 +147,5 @@ def _load(folder: pathlib.Path, name: str) -> np.ndarray:
         return np.load(path, mmap_mode="r", allow_pickle=False)
     except FileNotFoundError:
         raise FileNotFoundError(f"{path} is missing; prepare the data set again") from None
-    except (ValueError, EOFError):
+    except Exception:  # numpy raises many kinds; all mean a damaged file
         raise ValueError(f"{path} is damaged; prepare the data set again") from None

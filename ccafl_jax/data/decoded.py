@@ -44,14 +44,16 @@ def load_images(
         images = np.empty(shape, np.uint8)
         _decode_all(records, pixels, images, progress, workers)
         return images
-    path = _cache_file(pathlib.Path(cache), records, pixels)
-    if not path.is_file():
-        path.parent.mkdir(parents=True, exist_ok=True)
+    path = _cache_file(pathlib.Path(cache).expanduser(), records, pixels)
+    images = _map_complete(path, shape)
+    if images is None:
+        _make_folder(path.parent)
         with replacing(path) as partial:
             images = _map_new(partial, shape)
             _decode_all(records, pixels, images, progress, workers)
             images.flush()
-    return np.load(path, mmap_mode="r", allow_pickle=False)
+        images = np.load(path, mmap_mode="r", allow_pickle=False)
+    return images
 
 
 def decode_rows(
@@ -96,6 +98,25 @@ def _decode_all(
             bar.update(len(rows))
 
 
+def _map_complete(path: pathlib.Path, shape: tuple[int, ...]) -> np.ndarray | None:
+    """The array in a file, or None where there is none or it is damaged."""
+    try:
+        images = np.load(path, mmap_mode="r", allow_pickle=False)
+    except Exception:  # numpy raises many kinds for a damaged file; it is made again
+        return None
+    return images if images.shape == shape and images.dtype == np.uint8 else None
+
+
+def _make_folder(folder: pathlib.Path) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise OSError(
+            f"cannot make the folder {folder} for decoded images: {error.strerror}; name another "
+            "one (data.cache), or none"
+        ) from error
+
+
 def _map_new(path: pathlib.Path, shape: tuple[int, ...]) -> np.ndarray:
     """A new array in a file, with room on the disk for all of it.
 
@@ -117,7 +138,7 @@ def _map_new(path: pathlib.Path, shape: tuple[int, ...]) -> np.ndarray:
 def _cache_file(folder: pathlib.Path, records: Records, pixels: PixelFormat) -> pathlib.Path:
     import PIL
 
-    digest = hashlib.sha256(f"{PIL.__version__} {records.source.fingerprint()}".encode())
-    digest.update(np.ascontiguousarray(records.index, np.int64).tobytes())
+    content = records.source.fingerprint(records.index)
+    digest = hashlib.sha256(f"{PIL.__version__} {content}".encode())
     size = f"{len(records)}x{pixels.height}x{pixels.width}"
     return folder / f"{digest.hexdigest()[:24]}-{size}-{pixels.filter}.npy"

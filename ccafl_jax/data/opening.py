@@ -36,4 +36,12 @@ def open_collection(name: str, root: str | os.PathLike, *, source: str = "auto")
         layout_of(name)
     if source == "prepared" or (source == "auto" and find_prepared(root, name) is not None):
         return open_prepared(root, name)
-    return read_folder(name, root)
+    try:
+        return read_folder(name, root)
+    except FileNotFoundError:
+        if find_prepared(root, name) is None:
+            raise
+        raise ValueError(
+            f"{root} holds a prepared data set: read it with data.source auto or prepared, or name "
+            "the raw folder"
+        ) from None

@@ -54,15 +54,15 @@ class PixelArrays:
         file, place = self._place(row)
         return f"{self.files[file]} row {place} ({self._names[row]})"
 
-    def fingerprint(self) -> str:
-        """SHA-256 of the files' names, sizes and times of change and of the images' names."""
+    def fingerprint(self, rows: np.ndarray) -> str:
+        """SHA-256 of the files' names, sizes and times and of the images' names and places."""
         digest = hashlib.sha256()
         for file in self.files:
             status = os.stat(file)
-            line = f"{file.name}\0{status.st_size}\0{status.st_mtime_ns}\n"
+            line = f"{file.name}\0{status.st_size}\0{status.st_mtime_ns}\0{status.st_ctime_ns}\n"
             digest.update(line.encode("utf-8", "surrogateescape"))
-        for packed in self._names.packed():
-            digest.update(np.ascontiguousarray(packed).tobytes())
+        for array in (np.asarray(rows, np.int64), *self._names[rows].packed()):
+            digest.update(np.ascontiguousarray(array).tobytes())
         return digest.hexdigest()
 
     def _place(self, row: int) -> tuple[int, int]:

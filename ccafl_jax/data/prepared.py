@@ -10,6 +10,7 @@ Records are written by data_prep/prepare.py.
 """
 
 import dataclasses
+import hashlib
 import json
 import os
 import pathlib
@@ -57,18 +58,16 @@ class ArrayRecordSource:
             examples = [reader.parse(record) for record in found]
             return [e.features.feature["image"].bytes_list.value[0] for e in examples]
         except (RuntimeError, IndexError, reader.parse_error) as error:
-            reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-            raise ValueError(
-                f"{self._files[0].parent} is damaged ({reason}); prepare the data set again"
-            ) from error
+            raise ValueError(_damaged(self._files, error)) from error
 
     def locate(self, row: int) -> str:
         """Folder, name and number of a record."""
         return f"{self._files[0].parent}: {self._names[row]} (record {row})"
 
-    def fingerprint(self) -> str:
-        """As stored beside the records."""
-        return self._fingerprint
+    def fingerprint(self, rows: np.ndarray) -> str:
+        """Of the data set, as stored beside the records, and the rows."""
+        rows = np.ascontiguousarray(rows, np.int64)
+        return hashlib.sha256(self._fingerprint.encode() + rows.tobytes()).hexdigest()
 
     def __getstate__(self) -> dict:
         return self.__dict__ | {"_reader": None}
@@ -97,6 +96,11 @@ _OPENING = threading.Lock()
 
 
 def _reader(files: list[pathlib.Path]) -> _Reader:
+    """Opens record files.
+
+    Raises:
+      ValueError: they are damaged.
+    """
     try:
         from array_record.python.array_record_data_source import ArrayRecordDataSource
         from google.protobuf.message import DecodeError
@@ -106,8 +110,16 @@ def _reader(files: list[pathlib.Path]) -> _Reader:
             "prepared data sets need array_record and tensorflow-datasets: "
             "pip install array_record tensorflow-datasets"
         ) from error
-    records = ArrayRecordDataSource([str(file) for file in files])
+    try:
+        records = ArrayRecordDataSource([str(file) for file in files])
+    except RuntimeError as error:
+        raise ValueError(_damaged(files, error)) from error
     return _Reader(records, tf_example_pb2.Example.FromString, DecodeError)
+
+
+def _damaged(files: list[pathlib.Path], error: Exception) -> str:
+    reason = str(error).splitlines()[0].split(";")[0] if str(error) else type(error).__name__
+    return f"the records in {files[0].parent} are damaged ({reason}); prepare the data set again"
 
 
 def find_prepared(root: str | os.PathLike, name: str = "") -> pathlib.Path | None:
@@ -194,6 +206,8 @@ def _warnings(meta: dict) -> tuple[str, ...]:
 def _shards(folder: pathlib.Path, meta: dict) -> list[pathlib.Path]:
     """All record files, from TFDS's own description, which must agree with the columns."""
     again = "prepare the data set again"
+    if not (folder / "features.json").is_file():
+        raise ValueError(f"{folder} lacks features.json; {again}")
     try:
         info = json.loads((folder / "dataset_info.json").read_text())
         stamp = json.loads((folder / "metadata.json").read_text())["fingerprint"]

@@ -38,8 +38,8 @@ class ImageSource(Protocol):
     def locate(self, row: int) -> str:
         """Where a user finds the image, for messages."""
 
-    def fingerprint(self) -> str:
-        """Changes whenever a name or the bytes of an image do."""
+    def fingerprint(self, rows: np.ndarray) -> str:
+        """Changes whenever the names or the bytes of the images at int[k] rows do."""
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

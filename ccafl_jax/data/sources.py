@@ -71,10 +71,10 @@ class FolderSource:
         """The path of a file."""
         return os.path.join(self.root, self._names[row])
 
-    def fingerprint(self) -> str:
-        """SHA-256 of names, sizes and times of all files."""
+    def fingerprint(self, rows: np.ndarray) -> str:
+        """SHA-256 of the names, sizes and times of files."""
         digest = hashlib.sha256()
-        for name in self._names:
+        for name in self._names[rows]:
             status = os.stat(os.path.join(self.root, name))
             # Copies keep the time of the content; that of the entry tells them apart.
             line = f"{name}\0{status.st_size}\0{status.st_mtime_ns}\0{status.st_ctime_ns}\n"
@@ -143,6 +143,7 @@ def open_image(encoded: bytes) -> "Image.Image":
         image.load()
     except Exception as error:  # PIL's decoders raise many kinds; all mean a damaged file.
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        reason = reason.partition(" <_io")[0]  # the object that held the bytes
         raise ValueError(f"not a readable image ({reason}); replace or remove it") from error
     if deep:
         raise DeepPixels(

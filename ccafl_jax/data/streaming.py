@@ -45,9 +45,7 @@ def stream_batches(
         import grain
     except ImportError as error:
         raise ImportError("streaming batches needs grain: pip install grain") from error
-    plan = np.asarray(plan)
-    if plan.ndim != 2 or not np.issubdtype(plan.dtype, np.integer):
-        raise ValueError(f"the plan is {plan.dtype}{list(plan.shape)}, expected int[steps, batch]")
+    plan = _checked_plan(plan)
     if plan.size and not 0 <= plan.min() <= plan.max() < len(records):
         raise ValueError(
             f"the plan names rows {plan.min()} to {plan.max()} of {len(records)} images"
@@ -74,16 +72,26 @@ def host_rows(plan: np.ndarray, *, process: int, processes: int) -> np.ndarray:
     Raises:
       ValueError: the batch does not divide over the hosts, or there is no such host.
     """
+    plan = _checked_plan(plan)
     batch = plan.shape[1]
+    if not 0 <= process < processes:
+        raise ValueError(
+            f"process {process} of {processes}: expected 0 to {max(processes, 1) - 1} of 1 or more"
+        )
     if batch % processes:
         raise ValueError(
             f"a batch of {batch} images does not divide over {processes} hosts; use a number of "
             f"hosts that divides {batch}"
         )
-    if not 0 <= process < processes:
-        raise ValueError(f"process {process} of {processes}: expected 0 to {processes - 1}")
     share = batch // processes
     return plan[:, process * share : (process + 1) * share]
+
+
+def _checked_plan(plan: np.ndarray) -> np.ndarray:
+    plan = np.asarray(plan)
+    if plan.ndim != 2 or not np.issubdtype(plan.dtype, np.integer):
+        raise ValueError(f"the plan is {plan.dtype}{list(plan.shape)}, expected int[steps, batch]")
+    return plan
 
 
 class _Batches:

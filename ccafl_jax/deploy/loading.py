@@ -84,7 +84,7 @@ def find(path: str | pathlib.Path) -> pathlib.Path:
     Raises:
       FileNotFoundError: neither a run folder nor an export.
     """
-    path = pathlib.Path(path)
+    path = pathlib.Path(path).expanduser()
     if (path / "checkpoints").is_dir() or (path / manifest.NAME).is_file():
         return path
     for kind in KINDS:

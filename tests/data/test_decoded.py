@@ -60,6 +60,29 @@ def test_the_cache_spares_decoding_and_tells_sizes_filters_and_images_apart(
     assert len(list(tmp_path.iterdir())) == 6
 
 
+@pytest.mark.parametrize("size", [0, 50, 1000])
+def test_a_damaged_cache_is_made_again(records, tmp_path, size):
+    whole = np.array(load_images(records, PIXELS, cache=tmp_path, progress=False))
+    (file,) = tmp_path.iterdir()
+    os.truncate(file, size)
+    again = load_images(records, PIXELS, cache=tmp_path, progress=False)
+    np.testing.assert_array_equal(again, whole)
+
+
+def test_other_images_of_the_folder_do_not_matter_to_the_cache(folder, records, tmp_path):
+    some = records.take(np.arange(5))
+    load_images(some, PIXELS, cache=tmp_path, progress=False)
+    os.utime(folder / records.path[9], ns=(0, 1))
+    load_images(some, PIXELS, cache=tmp_path, progress=False)
+    assert len(list(tmp_path.iterdir())) == 1
+
+
+def test_a_cache_that_is_a_file(records, tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(OSError, match=r"cannot make the folder .*file.* name another one"):
+        load_images(records, PIXELS, cache=tmp_path / "file", progress=False)
+
+
 def test_a_broken_image_leaves_no_cache(folder, tmp_path):
     bad = folder / "bad.png"
     bad.write_bytes(broken_files()["truncated"][0])

@@ -40,15 +40,17 @@ def test_locates_file_and_row(files):
 
 
 def test_fingerprint_follows_names_sizes_and_times(files):
-    before = PixelArrays(files, NAMES).fingerprint()
-    assert PixelArrays(files, list(NAMES)).fingerprint() == before
-    assert PixelArrays(files, (*NAMES[:3], "cam3/0001/0002.jpg")).fingerprint() != before
+    before = PixelArrays(files, NAMES).fingerprint(np.arange(4))
+    assert PixelArrays(files, list(NAMES)).fingerprint(np.arange(4)) == before
+    assert (
+        PixelArrays(files, (*NAMES[:3], "cam3/0001/0002.jpg")).fingerprint(np.arange(4)) != before
+    )
     status = os.stat(files[1])
     os.utime(files[1], ns=(status.st_atime_ns, status.st_mtime_ns + 1_000_000_000))
-    touched = PixelArrays(files, NAMES).fingerprint()
+    touched = PixelArrays(files, NAMES).fingerprint(np.arange(4))
     np.save(files[1], np.zeros((1, 6, 4), np.uint8))
     os.utime(files[1], ns=(status.st_atime_ns, status.st_mtime_ns + 1_000_000_000))
-    assert len({before, touched, PixelArrays(files, NAMES).fingerprint()}) == 3
+    assert len({before, touched, PixelArrays(files, NAMES).fingerprint(np.arange(4))}) == 3
 
 
 def test_pickles_without_its_pixels(tmp_path):

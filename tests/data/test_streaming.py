@@ -57,8 +57,11 @@ def test_hosts_share_a_batch(records, steps):
         np.testing.assert_array_equal(np.concatenate([s[step] for s in shares]), batch)
     with pytest.raises(ValueError, match="batch of 8 images does not divide over 3 hosts"):
         host_rows(steps, process=0, processes=3)
-    with pytest.raises(ValueError, match="process 2 of 2"):
-        host_rows(steps, process=2, processes=2)
+    for process, processes in ((2, 2), (-1, 2), (0, 0)):
+        with pytest.raises(ValueError, match=f"process {process} of {processes}: expected 0 to"):
+            host_rows(steps, process=process, processes=processes)
+    with pytest.raises(ValueError, match=r"expected int.steps, batch"):
+        host_rows(steps[0], process=0, processes=1)
 
 
 def test_bad_plans_and_images_are_named(records, steps, tmp_path):

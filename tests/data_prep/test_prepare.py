@@ -1,6 +1,7 @@
 import dataclasses
 import errno
 import json
+import os
 import pathlib
 import signal
 import subprocess
@@ -244,6 +245,33 @@ def test_it_is_not_done_twice_unless_asked(raw, tmp_path):
     assert [p.name for p in first.folder.parent.iterdir()] == [VERSION]
 
 
+def test_nothing_that_was_not_made_here_is_replaced(raw, tmp_path):
+    folder = tmp_path / "out" / "market_like" / VERSION
+    folder.mkdir(parents=True)
+    (folder / "precious.txt").write_text("mine")
+    for overwrite in (False, True):
+        with pytest.raises(FileExistsError, match="was not made here; choose another --out"):
+            prepare(raw, tmp_path / "out", overwrite=overwrite, progress=False)
+    assert (folder / "precious.txt").read_text() == "mine"
+    (folder / "precious.txt").unlink(), folder.rmdir()
+    (tmp_path / "elsewhere").mkdir()
+    folder.symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(FileExistsError, match="was not made here"):
+        prepare(raw, tmp_path / "out", progress=False)
+    assert folder.is_symlink()
+
+
+def test_raw_data_are_never_replaced_by_what_is_made_of_them(raw, tmp_path):
+    folder = prepare(raw, tmp_path / "out", progress=False).folder
+    (folder / "raw").mkdir()
+    again = small_collection(folder / "raw")
+    with pytest.raises(FileExistsError, match="the raw data lie in"):
+        prepare(again, tmp_path / "out", overwrite=True, progress=False)
+    assert len(list((folder / "raw").iterdir())) == 12
+    with pytest.raises(FileExistsError, match=f"already prepared, from {raw.root}; use it, choose"):
+        prepare(raw, tmp_path / "out", progress=False)
+
+
 def test_two_at_once_are_refused(raw, tmp_path):
     parent = tmp_path / "out" / "market_like"
     parent.mkdir(parents=True)
@@ -294,7 +322,9 @@ def test_a_full_disk_leaves_nothing(tmp_path):
         (lambda f: (f / FOLDER / "meta.json").write_text("{"), "meta.json is damaged"),
         (lambda f: (f / FOLDER / "train.pid.npy").write_bytes(b"x"), "train.pid.npy is damaged"),
         (lambda f: (f / FOLDER / "names.npy").unlink(), "names.npy is missing"),
+        (lambda f: flip(f / FOLDER / "train.pid.npy", 8), "train.pid.npy is damaged"),
         (lambda f: (f / "dataset_info.json").unlink(), "description of its records is damaged"),
+        (lambda f: (f / "features.json").unlink(), "lacks features.json"),
         (lambda f: (f / "metadata.json").write_text('{"fingerprint": "x"}'), "different data sets"),
         (lambda f: edit(f / FOLDER / "meta.json", format=99), "is of format 99"),
         (lambda f: cut_split(f), "train has 3 records and 4 rows"),
@@ -306,6 +336,22 @@ def test_damage_is_seen_on_opening(raw, tmp_path, damage, message):
     with pytest.raises((ValueError, FileNotFoundError), match=message) as error:
         open_prepared(tmp_path / "out", "market_like")
     assert "prepare the data set again" in str(error.value)
+
+
+@pytest.mark.parametrize("size", [0, 100, 70_000])
+def test_a_cut_record_file_is_named(raw, tmp_path, size):
+    folder = prepare(raw, tmp_path / "out", progress=False).folder
+    (file,) = folder.glob("*gallery.array_record*")
+    os.truncate(file, size)
+    with pytest.raises(ValueError, match=f"the records in {folder} are damaged") as error:
+        open_prepared(folder).parts["gallery"].read(np.array([0]))
+    assert "\n" not in str(error.value)
+
+
+def test_a_prepared_set_is_no_raw_folder(raw, tmp_path):
+    prepare(raw, tmp_path / "out", progress=False)
+    with pytest.raises(ValueError, match=r"holds a prepared data set: read it with data.source"):
+        open_collection("market_like", tmp_path / "out", source="folder")
 
 
 def test_damaged_records_are_seen_on_reading_or_verifying(raw, tmp_path):
@@ -513,6 +559,12 @@ def assert_nothing_left(out):
 
 def edit(path, **values):
     path.write_text(json.dumps(json.loads(path.read_text()) | values))
+
+
+def flip(path, place):
+    data = bytearray(path.read_bytes())
+    data[place] ^= 255
+    path.write_bytes(data)
 
 
 def cut_split(folder):

@@ -188,7 +188,7 @@ def test_deep_pixels_in_a_file_are_named(model, tmp_path):
     path = tmp_path / "deep.png"
     Image.new("I;16", (8, 8)).save(path)
     for image in (path, Image.open(path)):
-        with pytest.raises(ValueError, match=r"deep\.png: pixels are of PIL's mode 'I;16'"):
+        with pytest.raises(ValueError, match=r"deep\.png: pixels are stored as 'I;16'"):
             model.embed([image])
 
 

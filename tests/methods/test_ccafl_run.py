@@ -87,6 +87,28 @@ def test_a_folder_with_checkpoints_is_not_overwritten(whole):
         small_run(whole[2]).train()
 
 
+def test_checkpoint_of_other_images_of_as_many_classes_is_refused(whole):
+    run = small_run(whole[2])
+    pid = run.dataset.train.pid.copy()
+    pid[:3], pid[3:6] = pid[3:6].copy(), pid[:3].copy()  # the same identities, changed over
+    train = dataclasses.replace(run.dataset.train, pid=pid)
+    run.dataset = dataclasses.replace(run.dataset, train=train)
+    with pytest.raises(ValueError, match="other images, identities or cameras, of as many classes"):
+        run.train(resume=True)
+
+
+def test_a_batch_of_more_classes_than_there_are_is_refused_at_once(tmp_path):
+    sampler = SamplerConfig(classes=32, images=1)
+    with pytest.raises(ValueError, match=r"has 24 \(camera, id\) classes: set --config.sampler.c"):
+        small_run(tmp_path, sampler=sampler)
+
+
+def test_a_run_that_ends_in_stage_2_says_so(tmp_path):
+    schedule = dataclasses.replace(SMALL.schedule, epochs=1, intra_epochs=2)
+    summary = small_run(tmp_path, schedule=schedule).train()
+    assert [stage["name"] for stage in summary["stages"]] == ["prompts", "intra"]
+
+
 def test_checkpoint_of_another_set_is_refused(whole):
     run = small_run(whole[2])
     run.labels = dataclasses.replace(run.labels, cam_of=run.labels.cam_of[:-1])

@@ -127,6 +127,7 @@ def test_all_problems_of_a_manifest_are_printed(command, tmp_path):
         (("--dataset", "market1501", "--raw", "."), "--out DIR is missing"),
         (("--dataset", "market1501", "--raw", "nowhere", "--check"), "is not a folder; expected"),
         (("--dataset", "market1501", "--raw", ".", "--skip-broken", "-1"), "expected 0 or more"),
+        (("--dataset", "market1501", "--raw", ".", "--workers", "0"), "expected 1 or more"),
         (("--dataset", "market1501", "--out", "nowhere", "--check"), "holds no prepared data set"),
     ],
 )

@@ -141,6 +141,14 @@ class SamplerConfig:
         require_choice("kind", self.kind, ("acc_pk", "cluster_pk"))
         require(self.classes >= 1 and self.images >= 1, "classes and images must be positive")
 
+    def check_classes(self, found: int) -> None:
+        """Raises ValueError unless a batch can be filled with different classes."""
+        require(
+            self.classes <= found,
+            f"sampler.classes is {self.classes} and the training set has {found} (camera, id) "
+            f"classes: set --config.sampler.classes={found} or fewer",
+        )
+
 
 @dataclasses.dataclass(frozen=True)
 class OptimizerConfig:

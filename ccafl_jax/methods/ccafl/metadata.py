@@ -1,10 +1,13 @@
 """The JSON beside the arrays of a run's checkpoint, and what a resumed run requires of it."""
 
 import dataclasses
+import hashlib
 import json
 import pathlib
 
-from ccafl_jax.data.records import ReIDDataset
+import numpy as np
+
+from ccafl_jax.data.records import Records, ReIDDataset
 from ccafl_jax.methods.ccafl.config import CCAFLConfig
 from ccafl_jax.methods.ccafl.progress import Progress
 from ccafl_jax.models.reid import ReIDConfig
@@ -27,6 +30,7 @@ def describe_run(
         "method": "ccafl",
         "config": dataclasses.asdict(config),
         "classes": classes,
+        "training_set": _digest(dataset.train),
         "data_root": _relative(dataset.root, workdir),
         "camera_codes": list(dataset.camera_codes),
     }
@@ -64,12 +68,26 @@ def check_resumable(stored: dict, run: dict, workdir: pathlib.Path) -> None:
             f"the checkpoint in {workdir} has {stored['classes']} classes, the training set has "
             f"{run['classes']}: point data.root at the set it was trained on"
         )
+    # Runs of earlier versions do not say which images they saw.
+    if stored.get("training_set", run["training_set"]) != run["training_set"]:
+        raise ValueError(
+            f"the run in {workdir} was trained on other images, identities or cameras, of as many "
+            "classes: point data.root at the set it was trained on"
+        )
     for key in ("model", "preprocess"):
         if stored[key] != run[key]:
             raise ValueError(
                 f"{workdir} was started with other options: {key}."
                 f"{_difference(stored[key], run[key])}; resume with those"
             )
+
+
+def _digest(train: Records) -> str:
+    """Of the names and labels of the training images, wherever the set lies."""
+    digest = hashlib.sha256()
+    for array in (*train.path.packed(), train.pid, train.camid):
+        digest.update(np.ascontiguousarray(array).tobytes())
+    return digest.hexdigest()
 
 
 def _relative(root: str, workdir: pathlib.Path) -> str:

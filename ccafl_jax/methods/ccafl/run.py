@@ -90,6 +90,7 @@ class Run:
         self.mesh = make_mesh(config.devices)
         check_batch(config.sampler.classes * config.sampler.images, self.mesh)
         self.labels = intra_camera_labels(dataset.train.pid, dataset.train.camid)
+        config.sampler.check_classes(self.num_classes)
         self.images = replicate(images.train, self.mesh)
         self.test_images = images.test
         self.val_images, self.held_out = images.val, held_out
@@ -289,7 +290,8 @@ class Run:
                 )
             scalars = self._encoder_epoch(epoch, phase, steps[phase], bar)
             self.progress.encoder_epochs = epoch + 1
-            ends = {border: "intra", schedule.epochs: "inter"}.get(epoch + 1)
+            last = {schedule.epochs: "inter", min(border, schedule.epochs): "intra"}
+            ends = last.get(epoch + 1)
             every = self.config.evaluation.every
             if ends or (every and (epoch + 1) % every == 0):
                 result = self.evaluate()
