@@ -145,11 +145,7 @@ def open_image(encoded: bytes) -> "Image.Image":
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         reason = reason.partition(" <_io")[0]  # the object that held the bytes
         raise ValueError(f"not a readable image ({reason}); replace or remove it") from error
-    if deep:
-        raise DeepPixels(
-            f"pixels are stored as {deep!r}, with more than 8 bits a channel; convert the picture "
-            "to 8 bits per channel first"
-        )
+    _refuse_deep(deep)
     return image
 
 
@@ -164,11 +160,7 @@ def fit_image(image: "Image.Image", pixels: PixelFormat) -> np.ndarray:
     """
     from PIL import Image, ImageOps
 
-    if image.mode[:1] in _DEEP_MODES:
-        raise DeepPixels(
-            f"pixels are of PIL's mode {image.mode!r}, with more than 8 bits a channel; convert "
-            "the picture to 8 bits per channel first"
-        )
+    _refuse_deep(_deep_form(image))
     if "exif" in image.info:
         image = ImageOps.exif_transpose(image)
     rgb = image.convert("RGB")
@@ -176,6 +168,14 @@ def fit_image(image: "Image.Image", pixels: PixelFormat) -> np.ndarray:
     if rgb.size != size:
         rgb = rgb.resize(size, Image.Resampling[pixels.filter.upper()])
     return np.asarray(rgb)
+
+
+def _refuse_deep(form: str) -> None:
+    if form:
+        raise DeepPixels(
+            f"pixels are stored as {form!r}, with more than 8 bits a channel; convert the picture "
+            "to 8 bits per channel first"
+        )
 
 
 def _deep_form(image: "Image.Image") -> str:
