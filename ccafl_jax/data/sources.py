@@ -185,7 +185,7 @@ def _deep_form(image: "Image.Image") -> str:
     """
     if image.mode[:1] in _DEEP_MODES:
         return image.mode
-    for tile in image.tile:
+    for tile in getattr(image, "tile", ()):  # pictures made in memory have none
         form = tile[3][0] if isinstance(tile[3], tuple) and tile[3] else tile[3]
         # BGR;16 are 16 bits of all three colours together.
         if isinstance(form, str) and ";16" in form and not form.startswith("BGR"):

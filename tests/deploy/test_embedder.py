@@ -161,7 +161,7 @@ def test_cameras(camera_model, model):
         (7, "int is no image"),
         (b"\xff\xd8", r"bytes are no image; .* PIL.Image.open\(io.BytesIO\(content\)\)"),
         ([b"\xff\xd8"], "image 0: bytes are no image"),
-        ([Image.new("I;16", (8, 8))], "image 0: pixels are of PIL's mode 'I;16'.*8 bits per chan"),
+        ([Image.new("I;16", (8, 8))], "image 0: pixels are stored as 'I;16'.*8 bits per chan"),
     ],
 )
 def test_what_is_no_image(model, images, message):
