@@ -1,6 +1,7 @@
 """Files that are complete or not there, and work that only one process does."""
 
 import contextlib
+import glob
 import os
 import pathlib
 import tempfile
@@ -8,14 +9,14 @@ import time
 from collections.abc import Iterator
 
 _MODE = 0o644  # temporary files are readable by their owner alone
-_SECONDS_TO_LOCK = 60
+_SECONDS_TO_KEEP = 24 * 3600  # remains of others, whose locks may not be seen from here
 
 
 @contextlib.contextmanager
 def replacing(path: str | os.PathLike) -> Iterator[pathlib.Path]:
     """A file beside `path` that takes its place when the block ends without an error.
 
-    What processes that were killed left of earlier attempts is removed.
+    What processes that were killed left of earlier attempts is removed after a day.
 
     Args:
       path: of the file; its folder exists.
@@ -43,13 +44,13 @@ def exclusive(path: str | os.PathLike, *, busy: str) -> Iterator[None]:
       busy: message of the error.
 
     Raises:
-      OSError: another process holds it.
+      OSError: another process holds it. Where the file system has no locks, none is seen.
     """
     path = pathlib.Path(path)
     while True:
         handle = os.open(path, os.O_RDWR | os.O_CREAT, _MODE)
         try:
-            if not _try_lock(handle):
+            if _try_lock(handle) is False:
                 raise OSError(busy)
             if _is_at(handle, path):
                 try:
@@ -70,10 +71,9 @@ def _is_at(handle: int, path: pathlib.Path) -> bool:
 
 
 def _remove_remains(path: pathlib.Path) -> None:
-    for remains in path.parent.glob(f".{_literal(path.name)}.*.part"):
+    for remains in path.parent.glob(f".{glob.escape(path.name)}.*.part"):
         try:
-            # A file without a lock may have been made a moment ago.
-            if time.time() - remains.stat().st_mtime < _SECONDS_TO_LOCK:
+            if time.time() - remains.stat().st_mtime < _SECONDS_TO_KEEP:
                 continue
             handle = os.open(remains, os.O_RDWR)
         except OSError:  # removed by another process, or not ours
@@ -85,18 +85,16 @@ def _remove_remains(path: pathlib.Path) -> None:
             os.close(handle)
 
 
-def _literal(name: str) -> str:
-    return "".join(f"[{letter}]" if letter in "*?[" else letter for letter in name)
-
-
-def _try_lock(handle: int) -> bool:
-    """Locks an open file unless another process has; without POSIX locks, pretends to."""
+def _try_lock(handle: int) -> bool | None:
+    """Locks an open file; False if another process has, None where there are no locks."""
     try:
         import fcntl
     except ImportError:
-        return True
+        return None
     try:
         fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         return False
+    except OSError:  # file systems over a network may know none
+        return None
     return True

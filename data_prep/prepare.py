@@ -15,10 +15,11 @@ import dataclasses
 import functools
 import hashlib
 import io
+import json
 import os
 import pathlib
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 import numpy as np
 
@@ -105,6 +106,7 @@ def prepare(
             _move(partial, folder)
         finally:
             shutil.rmtree(partial, ignore_errors=True)
+            _recover(folder)
     return dataclasses.replace(result, folder=folder)
 
 
@@ -124,12 +126,22 @@ def verify(folder: str | os.PathLike, *, name: str = "", progress: bool = True) 
     meta = read_meta(pathlib.Path(collection.root))
     again = "prepare the data set again"
     digests = {}
+    _check_features(collection)
     for part, records in collection.parts.items():
-        digest = _Digest()
+        digest, paths = _Digest(), records.path
+
+        def read(rows: np.ndarray, records: Records = records) -> list:
+            return records.source.examples(records.index[rows])
+
         with image_bar(len(records), f"verifying {part}", shown=progress) as bar:
-            for rows, images in in_order(records.read, len(records), workers=1):
-                for encoded in images:
+            for rows, examples in in_order(read, len(records), workers=1):
+                for row, (encoded, found) in zip(rows, examples, strict=True):
                     digest.add(encoded)
+                    if found != _labels(records, row, paths[row], found.keys() - {"path"}):
+                        raise ValueError(
+                            f"{records.locate(row)}: labels of the record differ from those of the "
+                            f"columns; {again}"
+                        )
                 bar.update(len(rows))
         digests[part] = digest.value()
         if digests[part] != meta["parts"][part]["digest"]:
@@ -170,9 +182,8 @@ def _write(
                         _check_broken(broken, skip_broken, records.locate(row))
                         continue
                     digest.add(encoded)
-                    labels = {name: _label(getattr(records, name), row) for name in columns}
-                    path = paths[row].encode("utf-8", "replace").decode()
-                    examples.append({"image": io.BytesIO(encoded), "path": path, **labels})
+                    labels = _labels(records, row, paths[row], columns)
+                    examples.append({"image": io.BytesIO(encoded), **labels})
                 with _disk_errors(folder):
                     writer.add_examples({SPLIT_OF_PART.get(part, part): examples})
                 bar.update(len(rows))
@@ -219,9 +230,26 @@ def _tfds_writer(collection: Collection, folder: pathlib.Path):
     return writer, info
 
 
+def _check_features(collection: Collection) -> None:
+    """Fails where tensorflow-datasets would not find what the records hold."""
+    path = pathlib.Path(collection.root) / "features.json"
+    try:
+        found = json.loads(path.read_text())["featuresDict"]["features"].keys()
+    except (OSError, ValueError, KeyError, AttributeError):
+        found = set()
+    if found != {"image", "path", *_all_columns(collection)}:
+        raise ValueError(f"{path} is damaged; prepare the data set again")
+
+
 def _all_columns(collection: Collection) -> list[str]:
     """Columns that any part has; TFDS wants the same for all splits."""
     return sorted({column for r in collection.parts.values() for column in r.columns()})
+
+
+def _labels(records: Records, row: int, path: str, columns: Iterable[str]) -> dict:
+    """What a record holds beside the image."""
+    labels = {name: _label(getattr(records, name), row) for name in columns}
+    return {"path": path.encode("utf-8", "replace"), **labels}
 
 
 def _label(column: np.ndarray | None, row: int) -> int:
@@ -272,18 +300,26 @@ class _Digest:
 
 def _check_target(folder: pathlib.Path, raw: pathlib.Path, *, overwrite: bool) -> None:
     """Fails where something would be lost: only an earlier set of ours may be replaced."""
-    if folder.is_symlink() or (folder.exists() and not has_columns(folder)):
+    if folder.is_symlink():
+        raise FileExistsError(f"{folder} is a link; choose another --out, or remove it")
+    if folder.exists() and not has_columns(folder):
         raise FileExistsError(
-            f"{folder} exists and was not made here; choose another --out, or remove it"
+            f"{folder} exists and is no prepared data set; choose another --out, or remove it"
         )
     if raw.resolve().is_relative_to(folder.resolve()):
         raise FileExistsError(f"the raw data lie in {folder}; choose another --out")
     if has_columns(folder) and not overwrite:
-        earlier = read_meta(folder).get("raw", "a raw folder")
         raise FileExistsError(
-            f"{folder} is already prepared, from {earlier}; use it, choose another --out, or "
-            "--overwrite to make it again"
+            f"{folder} is already prepared, from {_raw_of(folder)}; use it, choose another --out, "
+            "or --overwrite to make it again"
         )
+
+
+def _raw_of(folder: pathlib.Path) -> str:
+    try:
+        return read_meta(folder)["raw"]
+    except (ValueError, KeyError):
+        return "a folder that its damaged description does not tell"
 
 
 def _recover(folder: pathlib.Path) -> None:
@@ -299,7 +335,11 @@ def _move(partial: pathlib.Path, folder: pathlib.Path) -> None:
     shutil.rmtree(old, ignore_errors=True)
     if folder.exists():
         folder.rename(old)
-    partial.rename(folder)
+    try:
+        partial.rename(folder)
+    except BaseException:
+        _recover(folder)
+        raise
     shutil.rmtree(old, ignore_errors=True)
 
 
@@ -315,6 +355,6 @@ def _disk_errors(folder: pathlib.Path) -> Iterator[None]:
     except (RuntimeError, OSError) as error:
         reason = getattr(error, "strerror", None) or str(error).split(";")[0]
         raise OSError(
-            f"cannot write to {folder.parent}: {reason}; nothing is left there, make room and run "
+            f"cannot write to {folder.parent}: {reason}; no part of it is left, make room and run "
             "it again"
         ) from error

@@ -1,3 +1,5 @@
+import errno
+import fcntl
 import os
 import threading
 import time
@@ -25,13 +27,13 @@ def test_remains_of_killed_processes_are_removed_but_not_those_in_use(tmp_path):
     path = tmp_path / "a[b].txt"
     remains = tmp_path / ".a[b].txt.xyz.part"
     remains.write_text("half")
-    os.utime(remains, (time.time() - 3600,) * 2)
+    os.utime(remains, (time.time() - 90_000,) * 2)
     fresh = tmp_path / ".a[b].txt.abc.part"
     fresh.write_text("another process has just made it")
     with replacing(path) as outer:
         assert not remains.exists() and fresh.exists()
         outer.write_text("outer")
-        os.utime(outer, (time.time() - 3600,) * 2)
+        os.utime(outer, (time.time() - 90_000,) * 2)
         with replacing(path) as inner:
             assert outer.exists()
             inner.write_text("inner")
@@ -97,3 +99,19 @@ def test_a_lock_never_lets_two_in(tmp_path):
     [thread.start() for thread in threads]
     [thread.join() for thread in threads]
     assert most == 1 and len(done) > 10
+
+
+def test_file_systems_without_locks_will_do(tmp_path, monkeypatch):
+    def refuse(*_):
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr(fcntl, "flock", refuse)
+    old = tmp_path / ".a.x.part"
+    old.write_text("of another host, perhaps")
+    os.utime(old, (time.time() - 90_000,) * 2)
+    with replacing(tmp_path / "a") as partial:
+        partial.write_text("new")
+    assert (tmp_path / "a").read_text() == "new" and old.exists()
+    with exclusive(tmp_path / "lock", busy="never"):
+        pass
+    assert not (tmp_path / "lock").exists()

@@ -23,6 +23,9 @@ from ccafl_jax.data.records import Collection
 FOLDER = "columns"
 FORMAT = 1
 _META = "meta.json"
+_KEYS = frozenset(
+    "name fingerprint parts tables row_tables camera_codes report skipped differences".split()
+)
 
 
 def save_columns(
@@ -88,8 +91,11 @@ def read_meta(folder: pathlib.Path) -> dict[str, Any]:
     try:
         meta = json.loads(path.read_text())
         found = meta["format"]
+        complete = found != FORMAT or _KEYS <= meta.keys()
     except (ValueError, KeyError, TypeError):
         raise ValueError(f"{path} is damaged; prepare the data set again") from None
+    if not complete:
+        raise ValueError(f"{path} is damaged; prepare the data set again")
     if found != FORMAT:
         raise ValueError(
             f"{path} is of format {found}, this version reads format {FORMAT}; prepare the data "
@@ -134,7 +140,6 @@ def _roles(collection: Collection) -> dict[str, Any]:
     return {
         "tables": sorted(collection.tables),
         "row_tables": dict(collection.row_tables),
-        "tracklet_tables": dict(collection.tracklet_tables),
         "camera_codes": list(collection.camera_codes),
     }
 

@@ -34,14 +34,23 @@ def open_collection(name: str, root: str | os.PathLike, *, source: str = "auto")
     require_choice("source", source, SOURCES)
     if name:
         layout_of(name)
-    if source == "prepared" or (source == "auto" and find_prepared(root, name) is not None):
+    if source == "prepared":
+        return open_prepared(root, name)
+    several: ValueError | None = None
+    try:
+        prepared = find_prepared(root, name) is not None
+    except ValueError as error:
+        prepared, several = False, error
+    if prepared and source == "auto":
         return open_prepared(root, name)
     try:
         return read_folder(name, root)
     except FileNotFoundError:
-        if find_prepared(root, name) is None:
-            raise
-        raise ValueError(
-            f"{root} holds a prepared data set: read it with data.source auto or prepared, or name "
-            "the raw folder"
-        ) from None
+        if several and source == "auto":
+            raise several from None
+        if prepared or several:
+            raise ValueError(
+                f"{root} holds a prepared data set: read it with data.source auto or prepared, or "
+                "name the raw folder"
+            ) from None
+        raise

@@ -16,7 +16,7 @@ import os
 import pathlib
 import threading
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -25,6 +25,7 @@ from ccafl_jax.data.layouts.find import subfolders
 from ccafl_jax.data.names import Names
 from ccafl_jax.data.records import Collection, Records
 
+T = TypeVar("T")
 SPLIT_OF_PART = {"all": "images"}
 """TFDS keeps the name `all` for the union of its splits."""
 
@@ -52,13 +53,15 @@ class ArrayRecordSource:
         Raises:
           ValueError: the files are damaged.
         """
-        reader = self._open()
-        try:
-            found = reader.records.__getitems__([int(row) for row in rows])
-            examples = [reader.parse(record) for record in found]
-            return [e.features.feature["image"].bytes_list.value[0] for e in examples]
-        except (RuntimeError, IndexError, reader.parse_error) as error:
-            raise ValueError(_damaged(self._files, error)) from error
+        return self._take(rows, _image)
+
+    def examples(self, rows: np.ndarray) -> list[tuple[bytes, dict[str, int | bytes]]]:
+        """The encoded images with the path and the labels that their records hold.
+
+        Raises:
+          ValueError: the files are damaged.
+        """
+        return self._take(rows, _contents)
 
     def locate(self, row: int) -> str:
         """Folder, name and number of a record."""
@@ -71,6 +74,14 @@ class ArrayRecordSource:
 
     def __getstate__(self) -> dict:
         return self.__dict__ | {"_reader": None}
+
+    def _take(self, rows: np.ndarray, part: Callable[[Any], T]) -> list[T]:
+        reader = self._open()
+        try:
+            found = reader.records.__getitems__([int(row) for row in rows])
+            return [part(reader.parse(record).features.feature) for record in found]
+        except (RuntimeError, IndexError, reader.parse_error) as error:
+            raise ValueError(_damaged(self._files, error)) from error
 
     def _open(self) -> "_Reader":
         with _OPENING:
@@ -89,6 +100,19 @@ class _Reader:
     records: Any
     parse: Callable[[bytes], Any]
     parse_error: type[Exception]
+
+
+def _image(features: Any) -> bytes:
+    return features["image"].bytes_list.value[0]
+
+
+def _contents(features: Any) -> tuple[bytes, dict[str, int | bytes]]:
+    labels: dict[str, int | bytes] = {}
+    for name, feature in features.items():
+        if name != "image":
+            values = feature.bytes_list.value or feature.int64_list.value
+            labels[name] = values[0]
+    return _image(features), labels
 
 
 _OPENING = threading.Lock()
@@ -180,7 +204,6 @@ def open_prepared(root: str | os.PathLike, name: str = "") -> Collection:
         parts=parts,
         tables={table: load_table(folder, table) for table in meta["tables"]},
         row_tables=meta["row_tables"],
-        tracklet_tables=meta["tracklet_tables"],
         camera_codes=tuple(meta["camera_codes"]),
         report={**meta["report"], "warnings": _warnings(meta)},
     )

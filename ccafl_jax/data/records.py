@@ -52,8 +52,9 @@ class Records:
       pid: int32[n], raw identities of the data set (-1 junk and 0 distractors in a Market gallery,
         -2 unlabelled).
       camid: int32[n], cameras counted from 0; -1 where the camera is not known.
-      tracklet: int32[n], tracklets of this part counted from 0, the frames of each side by side
-        and in the order of time; None for sets of single images.
+      tracklet: int32[n], number of the tracklet in its part, the frames of each side by side and
+        in the order of time; None for sets of single images. Tables with an entry for each tracklet
+        go by that number.
       frame: int32[n], number of the frame as the data set counts; or None.
       modality: int8[n], VISIBLE or INFRARED; None where all are visible.
     """
@@ -88,19 +89,14 @@ class Records:
         return {name: getattr(self, name) for name in names if getattr(self, name) is not None}
 
     def take(self, rows: np.ndarray) -> "Records":
-        """The records at `rows` (indices or a boolean mask).
-
-        Tracklets are numbered anew, from 0 in the order in which they appear.
-        """
+        """The records at `rows` (indices or a boolean mask); tracklets keep their numbers."""
         taken = {name: column[rows] for name, column in self.columns().items()}
-        if "tracklet" in taken:
-            taken["tracklet"] = _in_order_of_appearance(taken["tracklet"])
         return dataclasses.replace(self, index=self.index[rows], **taken)
 
     def join(self, other: "Records") -> "Records":
         """These records followed by others of the same data set, with the columns of both.
 
-        Tracklets of the others are numbered on.
+        Tracklets of the others are numbered on; those without a modality are visible.
 
         Raises:
           ValueError: the others are of another data set.
@@ -108,6 +104,9 @@ class Records:
         if self.source is not other.source:
             raise ValueError("only records of one data set can be joined")
         mine, theirs = self.columns(), other.columns()
+        if "modality" in mine or "modality" in theirs:
+            for columns, records in ((mine, self), (theirs, other)):
+                columns.setdefault("modality", np.full(len(records), VISIBLE, np.int8))
         if "tracklet" in mine and "tracklet" in theirs and len(self):
             theirs["tracklet"] = theirs["tracklet"] + self.tracklet.max() + 1
         both = {name: np.concatenate([mine[name], theirs[name]]) for name in mine if name in theirs}
@@ -127,10 +126,12 @@ class Tracklets:
     """The tracklets of a part: frames `start[t]` to `start[t] + count[t] - 1` of its records.
 
     Attributes:
+      number: int32[t], as in `Records.tracklet`.
       start, count: int64[t].
       pid, camid: int32[t].
     """
 
+    number: np.ndarray
     start: np.ndarray
     count: np.ndarray
     pid: np.ndarray
@@ -165,14 +166,11 @@ def tracklets(records: Records) -> Tracklets:
                 "its tracklet"
             )
     count = np.diff(np.append(start, len(number)))
-    return Tracklets(start, count, records.pid[start], records.camid[start])
+    return Tracklets(number[start], start, count, records.pid[start], records.camid[start])
 
 
 def take_tracklets(records: Records, table: Tracklets, chosen: np.ndarray) -> Records:
-    """The frames of the tracklets `chosen` (indices or a mask of the table), in that order.
-
-    They are numbered anew, from 0.
-    """
+    """The frames of the tracklets `chosen` (indices or a mask of the table), in that order."""
     start, count = table.start[chosen], table.count[chosen]
     ends = np.cumsum(count)
     rows = np.arange(ends[-1] if len(ends) else 0) + np.repeat(start - (ends - count), count)
@@ -209,7 +207,6 @@ class Collection:
         (`distractors`, `multi_query`) beside them.
       tables: further arrays by name, such as the official splits and draws.
       row_tables: by name of a table, the part whose rows it holds (-1: none).
-      tracklet_tables: by name of a table, the part of whose tracklets it has an entry each.
       camera_codes: raw camera codes; `camera_codes[camid]` is the code in the file names.
       report: by part, counts of the files that were read, dropped and ignored; and "warnings".
     """
@@ -221,7 +218,6 @@ class Collection:
     camera_codes: tuple[int, ...]
     report: Mapping[str, Any]
     row_tables: Mapping[str, str] = dataclasses.field(default_factory=dict)
-    tracklet_tables: Mapping[str, str] = dataclasses.field(default_factory=dict)
 
     def drop(self, part: str, rows: np.ndarray, *, reason: str) -> "Collection":
         """Without some images of a part.
@@ -232,7 +228,7 @@ class Collection:
           reason: under which the report counts them.
 
         Returns:
-          A collection whose tables of rows and of tracklets are those of the images that are left.
+          A collection whose tables of rows are those of the images that are left.
         """
         keep = np.ones(len(self.parts[part]), bool)
         keep[rows] = False
@@ -240,10 +236,6 @@ class Collection:
         number = np.append(np.where(keep, np.cumsum(keep) - 1, -1), -1)
         concerned = [table for table, of in self.row_tables.items() if of == part]
         tables = {table: number[self.tables[table]] for table in concerned}
-        if self.parts[part].tracklet is not None:
-            left = np.unique(self.parts[part].tracklet[keep])
-            concerned = [table for table, of in self.tracklet_tables.items() if of == part]
-            tables |= {table: self.tables[table][left] for table in concerned}
         counts = dict(self.report.get(part, {}))
         counts["read"] = int(keep.sum())
         counts[reason] = counts.get(reason, 0) + len(keep) - counts["read"]
@@ -267,7 +259,6 @@ def collect(
     *,
     tables: Mapping[str, np.ndarray] | None = None,
     row_tables: Mapping[str, str] | None = None,
-    tracklet_tables: Mapping[str, str] | None = None,
     report: Mapping[str, Any] | None = None,
     source: ImageSource | None = None,
 ) -> Collection:
@@ -280,7 +271,6 @@ def collect(
       tables: further arrays.
       row_tables: by name of a table, the part whose rows it holds; names that `tables` lacks do
         not matter.
-      tracklet_tables: by name of a table, the part of whose tracklets it has an entry each.
       report: counts and warnings.
       source: of the images of all parts, one after the other; by default the files below `root`.
 
@@ -313,7 +303,6 @@ def collect(
         parts=records,
         tables=dict(tables or {}),
         row_tables={t: part for t, part in (row_tables or {}).items() if t in (tables or {})},
-        tracklet_tables=dict(tracklet_tables or {}),
         camera_codes=codes,
         report={"warnings": (), **(report or {})},
     )
@@ -345,7 +334,7 @@ class ReIDDataset:
         for split in ("train", "query", "gallery"):
             records = getattr(self, split)
             lines.append(
-                _table_row(split, len(records), _count_ids(records), len(np.unique(records.camid)))
+                _table_row(split, len(records), _count_ids(records), _count_cameras(records))
             )
         labels = intra_camera_labels(self.train.pid, self.train.camid)
         per_camera = np.bincount(labels.cam_of, minlength=len(self.camera_codes))
@@ -397,19 +386,16 @@ def _check_unique(paths: Iterable[str], where: str) -> None:
         seen.add(path)
 
 
-def _in_order_of_appearance(numbers: np.ndarray) -> np.ndarray:
-    unique, first, inverse = np.unique(numbers, return_index=True, return_inverse=True)
-    rank = np.empty(len(unique), numbers.dtype)
-    rank[np.argsort(first)] = np.arange(len(unique), dtype=numbers.dtype)
-    return rank[inverse.reshape(-1)]
-
-
 def _column(values, dtype) -> np.ndarray | None:
     return None if values is None else np.asarray(values, dtype)
 
 
 def _count_ids(records: Records) -> int:
     return int(np.sum(np.unique(records.pid) >= 0))
+
+
+def _count_cameras(records: Records) -> int:
+    return int(np.sum(np.unique(records.camid) != UNKNOWN_CAMERA))
 
 
 def _table_row(*cells: Any) -> str:

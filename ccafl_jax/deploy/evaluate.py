@@ -40,8 +40,7 @@ def evaluate_bundle(
     Raises:
       ValueError: no data set is known, or it has cameras that the model does not know.
     """
-    if not name and not (root and find_prepared(root)):  # a prepared set knows its name
-        name = bundle.recipe.get("config", {}).get("data", {}).get("name", "market1501")
+    name = name or _name_of_set(bundle, root)
     root = root or bundle.data_root
     if not root:
         raise ValueError(f"{bundle.source} names no data set: pass --root DIR")
@@ -52,11 +51,26 @@ def evaluate_bundle(
     if not (len(dataset.query) and len(dataset.gallery)):
         raise ValueError(f"{dataset.root} has no test set: queries and a gallery are needed")
     camid = query_then_gallery(dataset)[1]
+    if bundle.model.heads.cameras and np.any(camid < 0):
+        raise ValueError(
+            f"{int(np.sum(camid < 0))} images of {dataset.root} have no camera, and the model has "
+            "a camera embedding: leave them out (distractors, for one)"
+        )
     cameras = camera_rows(bundle, dataset)[camid] if bundle.model.heads.cameras else None
     model = Embedder(bundle, batch=batch, compute_dtype=compute_dtype, devices=0)
     pixels = PixelFormat(model.preprocess.height, model.preprocess.width)
     images = ImageSequence(dataset.query.join(dataset.gallery), pixels)
     return score(model.embed(images, cameras), dataset, no_match=no_match)
+
+
+def _name_of_set(bundle: ModelBundle, root: str) -> str:
+    """The name to open a folder by: empty where it holds one prepared set, which knows its name."""
+    trained = bundle.recipe.get("config", {}).get("data", {}).get("name", "market1501")
+    try:
+        alone = root and find_prepared(root) is not None
+    except ValueError:  # it holds several
+        alone = False
+    return "" if alone else trained
 
 
 def camera_rows(bundle: ModelBundle, dataset: ReIDDataset) -> np.ndarray:

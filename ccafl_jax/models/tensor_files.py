@@ -273,7 +273,7 @@ def write_shards(
         for file, names in shards:
             write_tensors(directory / file, {name: tensors[name] for name in names})
         with replacing(path) as partial:
-            pathlib.Path(partial).write_text(json.dumps(index, indent=2) + "\n")
+            partial.write_text(json.dumps(index, indent=2) + "\n")
     except BaseException:
         for file, _ in shards:
             (directory / file).unlink(missing_ok=True)

@@ -1,8 +1,12 @@
+import dataclasses
+
 import numpy as np
 import pytest
 
 from ccafl_jax.data.layouts import select
 from ccafl_jax.data.records import (
+    INFRARED,
+    VISIBLE,
     RawPart,
     Records,
     Tracklets,
@@ -22,7 +26,6 @@ def film(**columns):
         {"train": part, "query": other},
         tables={"kept": np.array([5, 0, -1, 3]), "names": np.array([70, 71, 72])},
         row_tables={"kept": "train", "absent": "query"},
-        tracklet_tables={"names": "train"},
         report={"train": {"read": 6, "odd": 1}},
     )
 
@@ -44,7 +47,8 @@ def test_tracklets_stand_side_by_side_with_one_label():
     assert table.start.tolist() == [0, 2, 5] and table.count.tolist() == [2, 3, 1]
     assert table.pid.tolist() == [4, 6, 4] and table.camid.tolist() == [0, 1, 1]
     taken = take_tracklets(records, table, np.array([2, 0]))
-    assert list(taken.path) == ["f", "a", "b"] and taken.tracklet.tolist() == [0, 1, 1]
+    assert list(taken.path) == ["f", "a", "b"] and taken.tracklet.tolist() == [2, 0, 0]
+    assert tracklets(taken).number.tolist() == [2, 0]
     with pytest.raises(ValueError, match="side by side"):
         tracklets(Records(records.source, records.index, records.pid, records.camid, records.pid))
     with pytest.raises(ValueError, match="its pid differs from that of the first frame"):
@@ -53,12 +57,12 @@ def test_tracklets_stand_side_by_side_with_one_label():
         tracklets(film().parts["train"])
 
 
-def test_dropping_renumbers_rows_tracklets_and_their_tables():
+def test_dropping_renumbers_rows_and_leaves_the_numbers_of_tracklets():
     left = film(tracklet=TRACKS).drop("train", np.array([0, 1, 3]), reason="gone")
     train = left.parts["train"]
-    assert list(train.path) == ["c", "e", "f"] and train.tracklet.tolist() == [0, 0, 1]
+    assert list(train.path) == ["c", "e", "f"] and train.tracklet.tolist() == [1, 1, 2]
     assert left.tables["kept"].tolist() == [2, -1, -1, -1]
-    assert left.tables["names"].tolist() == [71, 72]
+    assert left.tables["names"][np.unique(train.tracklet)].tolist() == [71, 72]
     assert left.report["train"] == {"read": 3, "odd": 1, "gone": 3}
     again = left.drop("train", np.array([0]), reason="gone")
     assert again.report["train"] == {"read": 2, "odd": 1, "gone": 4}
@@ -73,6 +77,9 @@ def test_joining_keeps_the_columns_of_both():
     assert list(both.path) == list("abcdefuvw") and both.frame is None
     assert both.tracklet.tolist() == [*TRACKS, 3, 4, 4]
     np.testing.assert_array_equal(both.pid, np.concatenate([train.pid, query.pid]))
+    assert both.modality is None
+    dark = dataclasses.replace(query, modality=np.full(3, INFRARED, np.int8))
+    assert train.join(dark).modality.tolist() == [VISIBLE] * 6 + [INFRARED] * 3
     with pytest.raises(ValueError, match="only records of one data set"):
         train.join(film().parts["query"])
 

@@ -3,6 +3,7 @@ import errno
 import json
 import os
 import pathlib
+import shutil
 import signal
 import subprocess
 import sys
@@ -54,7 +55,6 @@ def small_collection(root, count=12, **changes):
         parts,
         tables=tables,
         row_tables={"gt.good.values": "gallery"},
-        tracklet_tables={"gallery.track": "gallery"},
         report={"train": {"read": 4, "junk dropped": 1}, "warnings": ("look",)},
     )
     return dataclasses.replace(collection, **changes)
@@ -75,7 +75,6 @@ def test_everything_comes_back(raw, tmp_path):
         back = open_prepared(root, "market_like")
         assert (back.name, back.camera_codes) == ("market_like", (3, 9))
     assert back.report == {"train": {"read": 4, "junk dropped": 1}, "warnings": ("look",)}
-    assert back.tracklet_tables == {"gallery.track": "gallery"}
     assert list(back.parts) == list(raw.parts) and back.row_tables == raw.row_tables
     for part, records in raw.parts.items():
         found = back.parts[part]
@@ -159,7 +158,7 @@ def test_the_fingerprint_is_that_of_the_content(raw, tmp_path):
     assert prepare(raw, tmp_path / "2", workers=3, progress=False).fingerprint == first
     changed = dataclasses.replace(raw, tables={**raw.tables, "draws": np.zeros((2, 3))})
     assert prepare(changed, tmp_path / "3", progress=False).fingerprint != first
-    for change in ({"camera_codes": (3, 8)}, {"row_tables": {}}, {"tracklet_tables": {}}):
+    for change in ({"camera_codes": (3, 8)}, {"row_tables": {}}):
         other = dataclasses.replace(raw, **change)
         folder = tmp_path / "-".join(change)
         assert prepare(other, folder, progress=False).fingerprint != first
@@ -191,13 +190,15 @@ def test_a_broken_image_is_an_error_that_names_it(raw, tmp_path, kind):
     verify(tmp_path / "out", progress=False)
 
 
-def test_a_tracklet_without_frames_takes_its_table_entry_along(raw, tmp_path):
+def test_a_tracklet_without_frames_leaves_the_numbers_of_the_others(raw, tmp_path):
     for row in (0, 1):
         (pathlib.Path(raw.root) / raw.parts["gallery"].path[row]).write_bytes(b"")
     prepare(raw, tmp_path / "out", skip_broken=2, progress=False)
     back = open_prepared(tmp_path / "out")
-    np.testing.assert_array_equal(back.parts["gallery"].tracklet, [0, 0])
-    np.testing.assert_array_equal(back.tables["gallery.track"], [41])
+    number = np.unique(back.parts["gallery"].tracklet)
+    np.testing.assert_array_equal(number, [1])
+    np.testing.assert_array_equal(back.tables["gallery.track"][number], [41])
+    verify(tmp_path / "out", progress=False)
     np.testing.assert_array_equal(back.tables["gt.good.values"], [-1, 1, 1])
 
 
@@ -250,13 +251,13 @@ def test_nothing_that_was_not_made_here_is_replaced(raw, tmp_path):
     folder.mkdir(parents=True)
     (folder / "precious.txt").write_text("mine")
     for overwrite in (False, True):
-        with pytest.raises(FileExistsError, match="was not made here; choose another --out"):
+        with pytest.raises(FileExistsError, match="is no prepared data set; choose another --out"):
             prepare(raw, tmp_path / "out", overwrite=overwrite, progress=False)
     assert (folder / "precious.txt").read_text() == "mine"
     (folder / "precious.txt").unlink(), folder.rmdir()
     (tmp_path / "elsewhere").mkdir()
     folder.symlink_to(tmp_path / "elsewhere")
-    with pytest.raises(FileExistsError, match="was not made here"):
+    with pytest.raises(FileExistsError, match="is a link; choose another --out"):
         prepare(raw, tmp_path / "out", progress=False)
     assert folder.is_symlink()
 
@@ -371,10 +372,59 @@ def test_damaged_records_are_seen_on_reading_or_verifying(raw, tmp_path):
 
 def test_changed_labels_are_seen_on_verifying(raw, tmp_path):
     folder = prepare(raw, tmp_path / "out", progress=False).folder
-    np.save(folder / FOLDER / "train.pid.npy", np.full(4, 9, np.int32))
-    open_prepared(folder)  # quick: nothing is read
-    with pytest.raises(ValueError, match="names, labels or tables are not those"):
+    for file, array, message in (
+        ("table.draws", np.zeros((2, 3)), "names, labels or tables are not those"),
+        ("train.pid", np.full(4, 9, np.int32), "labels of the record differ from those of the col"),
+    ):
+        np.save(folder / FOLDER / f"{file}.npy", array)
+        open_prepared(folder)  # quick: nothing is read
+        with pytest.raises(ValueError, match=message):
+            verify(folder, progress=False)
+
+
+def test_records_of_other_labels_are_seen_on_verifying(raw, tmp_path):
+    train = raw.parts["train"]
+    others = dataclasses.replace(train, pid=train.pid + 50)
+    other = dataclasses.replace(raw, parts={**raw.parts, "train": others})
+    folder = prepare(raw, tmp_path / "a", progress=False).folder
+    (theirs,) = prepare(other, tmp_path / "b", progress=False).folder.glob("*train.array*")
+    shutil.copy(theirs, folder / theirs.name)
+    with pytest.raises(ValueError, match="labels of the record differ from those of the columns"):
         verify(folder, progress=False)
+
+
+def test_a_description_that_tfds_cannot_read_is_seen_on_verifying(raw, tmp_path):
+    folder = prepare(raw, tmp_path / "out", progress=False).folder
+    (folder / "features.json").write_text("{}")
+    with pytest.raises(ValueError, match=r"features.json is damaged"):
+        verify(folder, progress=False)
+
+
+def test_a_move_that_fails_puts_the_old_set_back(raw, tmp_path, monkeypatch):
+    first = prepare(raw, tmp_path / "out", progress=False)
+    rename = pathlib.Path.rename
+
+    def fail(self, target):
+        if self.name.endswith(".incomplete"):
+            raise OSError(errno.EIO, "Input/output error")
+        return rename(self, target)
+
+    monkeypatch.setattr(pathlib.Path, "rename", fail)
+    with pytest.raises(OSError, match="Input/output error"):
+        prepare(raw, tmp_path / "out", overwrite=True, progress=False)
+    assert read_meta(first.folder)["fingerprint"] == first.fingerprint
+
+
+def test_a_damaged_set_may_be_made_again(raw, tmp_path):
+    folder = prepare(raw, tmp_path / "out", progress=False).folder
+    for text in ("{", '{"format": 1}'):
+        (folder / FOLDER / "meta.json").write_text(text)
+        with pytest.raises(ValueError, match=r"meta.json is damaged"):
+            open_prepared(folder)
+    with pytest.raises(FileExistsError, match="--overwrite to make it again"):
+        prepare(raw, tmp_path / "out", progress=False)
+    prepare(raw, tmp_path / "out", overwrite=True, progress=False)
+    verify(folder, progress=False)
 
 
 def test_a_link_in_a_circle_hides_no_prepared_set(raw, tmp_path):
@@ -392,6 +442,10 @@ def test_several_sets_of_msmt17_are_named(raw, tmp_path):
         with pytest.raises(ValueError, match=r"several prepared .*: msmt17_v1, msmt17_v2"):
             find_prepared(tmp_path, name)
     assert find_prepared(tmp_path, "msmt17_v2").parent.name == "msmt17_v2"
+    with pytest.raises(ValueError, match="several prepared"):
+        open_collection("msmt17", tmp_path)
+    with pytest.raises(ValueError, match="holds a prepared data set: read it with"):
+        open_collection("msmt17", tmp_path, source="folder")
 
 
 def test_the_wrong_set_or_none_is_named(raw, tmp_path):

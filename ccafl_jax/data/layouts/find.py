@@ -117,12 +117,12 @@ def is_image_name(name: str) -> bool:
     return os.path.splitext(name)[1].lower() in IMAGE_SUFFIXES and not name.startswith(".")
 
 
-def is_folder(entry: os.DirEntry) -> bool:
-    """Whether an entry is, or links to, a folder; true also for links that lead in a circle."""
+def is_folder(entry: os.DirEntry, *, circular: bool = True) -> bool:
+    """Whether an entry is, or links to, a folder; `circular` is for links that lead in a circle."""
     try:
         return entry.is_dir()
     except OSError:
-        return True
+        return circular
 
 
 def subfolders(folder: str | os.PathLike) -> list[str]:
@@ -132,16 +132,9 @@ def subfolders(folder: str | os.PathLike) -> list[str]:
     """
     try:
         with os.scandir(folder) as entries:
-            return sorted(entry.name for entry in entries if _leads_to_folder(entry))
+            return sorted(entry.name for entry in entries if is_folder(entry, circular=False))
     except OSError:
         return []
-
-
-def _leads_to_folder(entry: os.DirEntry) -> bool:
-    try:
-        return entry.is_dir()
-    except OSError:
-        return False
 
 
 def _candidates(

@@ -88,8 +88,7 @@ def read_lsvid(root: str | os.PathLike, *, name: str = "lsvid") -> Collection:
         if part != "query" and half.odd:
             warnings += (half.odd,)
     report["warnings"] = warnings
-    tracklet_tables = {f"{part}.track": part for part in ("query", "gallery")}
-    return collect(name, base, parts, tables=tables, tracklet_tables=tracklet_tables, report=report)
+    return collect(name, base, parts, tables=tables, report=report)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -148,9 +148,7 @@ def _places(path: pathlib.Path, variable: str) -> np.ndarray:
     try:
         return read_integers(path, variable).ravel()
     except ValueError as error:
-        raise ValueError(
-            f"{error}; unpack it again, or remove {path.parent} to go without"
-        ) from None
+        raise ValueError(f"{error}, or remove {path.parent} to go without") from None
 
 
 def _distractors(base: pathlib.Path, folder: str | os.PathLike) -> tuple[RawPart, dict[str, int]]:

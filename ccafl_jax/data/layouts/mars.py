@@ -92,8 +92,7 @@ def read_mars(
         report[part]["names in no tracklet"] = half.unused
         report[part]["files that no list names"] = files
     report["warnings"] = _warnings(info, report)
-    tracklet_tables = {f"{part}.track": part for part in ("query", "gallery")}
-    return collect(name, base, parts, tables=tables, tracklet_tables=tracklet_tables, report=report)
+    return collect(name, base, parts, tables=tables, report=report)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -83,9 +83,10 @@ def check_resumable(stored: dict, run: dict, workdir: pathlib.Path) -> None:
 
 
 def _digest(train: Records) -> str:
-    """Of the names and labels of the training images, wherever the set lies."""
-    digest = hashlib.sha256()
-    for array in (*train.path.packed(), train.pid, train.camid):
+    """Of the base names and labels of the training images, wherever the set lies."""
+    names = "\n".join(path.rpartition("/")[2] for path in train.path)
+    digest = hashlib.sha256(names.encode("utf-8", "surrogateescape"))
+    for array in (train.pid, train.camid):
         digest.update(np.ascontiguousarray(array).tobytes())
     return digest.hexdigest()
 

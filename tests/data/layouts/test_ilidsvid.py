@@ -82,7 +82,7 @@ def test_tracklets_stay_whole(tmp_path):
     train = tracklets(dataset.train)
     assert train.pid.tolist() == [2, 2, 5, 5] and train.count.tolist() == [1, 2, 2, 3]
     assert dataset.query.frame.tolist() == [317, 318, 320, 99998, 99999]
-    assert dataset.gallery.tracklet.tolist() == [0, 1, 1]  # counted from 0 in each part
+    assert dataset.gallery.tracklet.tolist() == [1, 7, 7]
     assert dataset.query.path[0].endswith("cam1_person001_00317.png")
 
 
