@@ -26,7 +26,7 @@ import numpy as np
 from ccafl_jax.data.columns import fingerprint, has_columns, read_meta, save_columns
 from ccafl_jax.data.known import count_collection, differences
 from ccafl_jax.data.parallel import image_bar, in_order
-from ccafl_jax.data.prepared import SPLIT_OF_PART, open_prepared
+from ccafl_jax.data.prepared import open_prepared, split_of
 from ccafl_jax.data.records import BROKEN, Collection, Records
 from ccafl_jax.data.sources import check_image
 from ccafl_jax.files import exclusive
@@ -164,7 +164,7 @@ def _write(
     progress: bool,
 ) -> Prepared:
     writer, info = _tfds_writer(collection, folder)
-    splits = [SPLIT_OF_PART.get(part, part) for part, r in collection.parts.items() if len(r)]
+    splits = [split_of(part) for part, r in collection.parts.items() if len(r)]
     with _disk_errors(folder):
         writer.initialize_splits(splits)
     digests, broken = {}, []
@@ -185,7 +185,7 @@ def _write(
                     labels = _labels(records, row, paths[row], columns)
                     examples.append({"image": io.BytesIO(encoded), **labels})
                 with _disk_errors(folder):
-                    writer.add_examples({SPLIT_OF_PART.get(part, part): examples})
+                    writer.add_examples({split_of(part): examples})
                 bar.update(len(rows))
         digests[part] = digest.value()
         if lost:
@@ -323,7 +323,7 @@ def _raw_of(folder: pathlib.Path) -> str:
 
 
 def _recover(folder: pathlib.Path) -> None:
-    """Puts back a set that was being replaced when the process died."""
+    """Puts back a set that was being replaced when that failed, or the process died."""
     old = _old(folder)
     if old.is_dir() and not folder.exists():
         old.rename(folder)
@@ -335,11 +335,7 @@ def _move(partial: pathlib.Path, folder: pathlib.Path) -> None:
     shutil.rmtree(old, ignore_errors=True)
     if folder.exists():
         folder.rename(old)
-    try:
-        partial.rename(folder)
-    except BaseException:
-        _recover(folder)
-        raise
+    partial.rename(folder)
     shutil.rmtree(old, ignore_errors=True)
 
 

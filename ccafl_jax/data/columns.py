@@ -91,11 +91,10 @@ def read_meta(folder: pathlib.Path) -> dict[str, Any]:
     try:
         meta = json.loads(path.read_text())
         found = meta["format"]
-        complete = found != FORMAT or _KEYS <= meta.keys()
+        if found == FORMAT and not _KEYS <= meta.keys():
+            raise KeyError("incomplete")
     except (ValueError, KeyError, TypeError):
         raise ValueError(f"{path} is damaged; prepare the data set again") from None
-    if not complete:
-        raise ValueError(f"{path} is damaged; prepare the data set again")
     if found != FORMAT:
         raise ValueError(
             f"{path} is of format {found}, this version reads format {FORMAT}; prepare the data "

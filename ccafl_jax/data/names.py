@@ -4,6 +4,8 @@ from collections.abc import Iterable, Iterator
 
 import numpy as np
 
+from ccafl_jax.data.ragged import ranges
+
 _NAMES_AT_A_TIME = 100_000
 
 
@@ -53,8 +55,7 @@ class Names:
         for first in range(0, len(self), _NAMES_AT_A_TIME):  # an index is eight bytes a letter
             part = slice(first, first + _NAMES_AT_A_TIME)
             begin, end = offsets[first], offsets[min(first + _NAMES_AT_A_TIME, len(self))]
-            shift = np.repeat(self._start[part] - offsets[:-1][part], lengths[part])
-            data[begin:end] = self._data[np.arange(begin, end) + shift]
+            data[begin:end] = self._data[ranges(self._start[part], lengths[part])]
         return data, offsets
 
     def __len__(self) -> int:

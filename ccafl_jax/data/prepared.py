@@ -26,8 +26,6 @@ from ccafl_jax.data.names import Names
 from ccafl_jax.data.records import Collection, Records
 
 T = TypeVar("T")
-SPLIT_OF_PART = {"all": "images"}
-"""TFDS keeps the name `all` for the union of its splits."""
 
 
 class ArrayRecordSource:
@@ -209,6 +207,11 @@ def open_prepared(root: str | os.PathLike, name: str = "") -> Collection:
     )
 
 
+def split_of(part: str) -> str:
+    """The TFDS split that holds a part; TFDS keeps the name `all` for the union of its splits."""
+    return "images" if part == "all" else part
+
+
 def _warnings(meta: dict) -> tuple[str, ...]:
     """Those of the raw folder, and what a set that was accepted as it is lacks."""
     warnings = list(meta["report"].get("warnings", ()))
@@ -241,7 +244,7 @@ def _shards(folder: pathlib.Path, meta: dict) -> list[pathlib.Path]:
         raise ValueError(f"{folder}: records and columns are of different data sets; {again}")
     files = []
     for part, about in meta["parts"].items():
-        split = SPLIT_OF_PART.get(part, part)
+        split = split_of(part)
         lengths = [int(n) for n in splits.get(split, {}).get("shardLengths", [])]
         if sum(lengths) != about["count"]:
             raise ValueError(

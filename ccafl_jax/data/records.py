@@ -13,6 +13,7 @@ import numpy as np
 
 from ccafl_jax.data.labels import intra_camera_labels
 from ccafl_jax.data.names import Names
+from ccafl_jax.data.ragged import ranges
 from ccafl_jax.data.sources import FolderSource
 
 JUNK = -1
@@ -171,10 +172,7 @@ def tracklets(records: Records) -> Tracklets:
 
 def take_tracklets(records: Records, table: Tracklets, chosen: np.ndarray) -> Records:
     """The frames of the tracklets `chosen` (indices or a mask of the table), in that order."""
-    start, count = table.start[chosen], table.count[chosen]
-    ends = np.cumsum(count)
-    rows = np.arange(ends[-1] if len(ends) else 0) + np.repeat(start - (ends - count), count)
-    return records.take(rows)
+    return records.take(ranges(table.start[chosen], table.count[chosen]))
 
 
 @dataclasses.dataclass

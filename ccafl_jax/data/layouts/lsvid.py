@@ -25,6 +25,7 @@ import numpy as np
 from ccafl_jax.data.layouts.find import find_root, list_images
 from ccafl_jax.data.layouts.matlab import read_integers, zero_based
 from ccafl_jax.data.layouts.scan import NOT_AN_IMAGE
+from ccafl_jax.data.layouts.tracks import drop_junk
 from ccafl_jax.data.records import JUNK, Collection, RawPart, collect
 
 _FOLDERS = ("tracklet_train", "tracklet_test")
@@ -78,9 +79,8 @@ def read_lsvid(root: str | os.PathLike, *, name: str = "lsvid") -> Collection:
         chosen["val"] = (val, np.arange(len(val)))
     parts, report, tables = {}, {}, {}
     for part, (half, rows) in chosen.items():
-        kept = rows[half.pid[rows] != JUNK]
+        kept, report[part] = drop_junk(rows, half.pid, half.count)
         parts[part] = _part(half, kept)
-        report[part] = _counts(half, rows, kept)
         if half is test:
             tables[f"{part}.track"] = kept.astype(np.int32)
         if part != "query":  # its frames lie in the folders of the gallery
@@ -257,12 +257,3 @@ def _part(half: _Sequences, rows: np.ndarray) -> RawPart:
         tracklet=np.repeat(np.arange(len(rows)), count),
         frame=[frame for row in rows for frame in half.frames[row]],
     )
-
-
-def _counts(half: _Sequences, rows: np.ndarray, kept: np.ndarray) -> dict[str, int]:
-    frames = int(half.count[kept].sum())
-    return {
-        "read": frames,
-        "junk tracklets dropped": len(rows) - len(kept),
-        "frames of junk tracklets dropped": int(half.count[rows].sum()) - frames,
-    }

@@ -21,7 +21,9 @@ import numpy as np
 
 from ccafl_jax.data.layouts.find import find_root, subfolders
 from ccafl_jax.data.layouts.matlab import read_integers, zero_based
+from ccafl_jax.data.layouts.tracks import drop_junk
 from ccafl_jax.data.names import Names
+from ccafl_jax.data.ragged import ranges
 from ccafl_jax.data.records import JUNK, Collection, RawPart, collect
 
 _FOLDERS = {"train": "bbox_train", "test": "bbox_test"}
@@ -83,9 +85,8 @@ def read_mars(
     }
     parts, report, tables = {}, {}, {}
     for part, (half, rows) in chosen.items():
-        kept = rows[half.tracks[rows, 2] != JUNK]
+        kept, report[part] = drop_junk(rows, half.tracks[:, 2], half.count)
         parts[part] = _part(half, kept)
-        report[part] = _counts(half, rows, kept)
         if half is test:
             tables[f"{part}.track"] = kept.astype(np.int32)
     for part, half, files in (("train", train, unlisted[0]), ("gallery", test, unlisted[1])):
@@ -166,12 +167,14 @@ class _Half:
     tracks: np.ndarray
     unused: int
 
+    @property
+    def count(self) -> np.ndarray:
+        """Frames of each tracklet, int64[t]."""
+        return self.tracks[:, 1] - self.tracks[:, 0]
+
     def lines(self, rows: np.ndarray) -> np.ndarray:
         """The lines of the tracklets at int[k] rows, one tracklet after the other."""
-        first, stop = self.tracks[rows, 0], self.tracks[rows, 1]
-        ends = np.cumsum(stop - first)
-        total = int(ends[-1]) if len(ends) else 0
-        return np.arange(total) + np.repeat(stop - ends, stop - first)
+        return ranges(self.tracks[rows, 0], self.count[rows])
 
 
 def _find_info(base: pathlib.Path) -> pathlib.Path:
@@ -236,8 +239,7 @@ def _check_lines(tracks: np.ndarray, count: int, source: pathlib.Path) -> None:
 
 def _check_names(half: _Half, lines: np.ndarray, source: pathlib.Path) -> None:
     """Each frame must have the identity and the camera of its row."""
-    count = half.tracks[:, 1] - half.tracks[:, 0]
-    parsed = half.parsed
+    count, parsed = half.count, half.parsed
     pid, camera = np.repeat(half.tracks[:, 2], count), np.repeat(half.tracks[:, 3], count)
     fits = parsed.readable[lines] & (parsed.pid[lines] == pid) & (parsed.camera[lines] == camera)
     wrong = np.flatnonzero(~fits)
@@ -260,7 +262,7 @@ def _check_names(half: _Half, lines: np.ndarray, source: pathlib.Path) -> None:
 
 def _part(half: _Half, rows: np.ndarray) -> RawPart:
     lines = half.lines(rows)
-    count = half.tracks[rows, 1] - half.tracks[rows, 0]
+    count = half.count[rows]
     return RawPart(
         path=_paths(half.folder.name, half.names[lines]),
         pid=np.repeat(half.tracks[rows, 2], count),
@@ -275,15 +277,6 @@ def _paths(folder: str, names: np.ndarray) -> Names:
     paths = np.strings.add(np.strings.add(person, b"/"), names)
     start = np.arange(len(paths)) * paths.dtype.itemsize
     return Names(paths.view(np.uint8), start, start + np.strings.str_len(paths))
-
-
-def _counts(half: _Half, rows: np.ndarray, kept: np.ndarray) -> dict[str, int]:
-    frames = len(half.lines(kept))
-    return {
-        "read": frames,
-        "junk tracklets dropped": len(rows) - len(kept),
-        "frames of junk tracklets dropped": len(half.lines(rows)) - frames,
-    }
 
 
 def _check_files(half: _Half) -> int:

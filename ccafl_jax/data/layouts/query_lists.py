@@ -14,13 +14,6 @@ ROW_TABLES = {"gt.query": "query", "gt.good.values": "gallery", "gt.junk.values"
 """The parts whose rows the tables hold."""
 
 
-def ragged(name: str, rows: Sequence[np.ndarray]) -> dict[str, np.ndarray]:
-    """Lists of different lengths as the tables `name.values` and `name.offsets`, int64 both."""
-    lengths = np.fromiter((len(row) for row in rows), np.int64, len(rows))
-    values = np.concatenate([np.zeros(0, np.int64), *rows]).astype(np.int64)
-    return {f"{name}.values": values, f"{name}.offsets": np.append(0, np.cumsum(lengths))}
-
-
 def list_tables(
     lists: Mapping[str, Sequence[np.ndarray]],
     *,

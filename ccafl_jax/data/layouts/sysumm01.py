@@ -29,6 +29,7 @@ from ccafl_jax.data.layouts.matlab import read_integers
 from ccafl_jax.data.layouts.scan import NOT_AN_IMAGE
 from ccafl_jax.data.layouts.visible_infrared import assemble, check_one_to_one
 from ccafl_jax.data.pixel_arrays import PixelArrays, map_array
+from ccafl_jax.data.ragged import ragged
 from ccafl_jax.data.records import (
     BROKEN,
     INFRARED,
@@ -336,13 +337,8 @@ def _read_permutations(
                 pairs.append((camera, pid))
                 values.append(_checked(found, count, f"{file}: camera {camera}, id {pid:04d}"))
     camera, pid = np.asarray(pairs, np.int32).reshape(-1, 2).T
-    lengths = [len(flat) for flat in values]
-    return {
-        "permutations.camera": camera,
-        "permutations.pid": pid,
-        "permutations.values": np.concatenate([np.zeros(0, np.int32), *values]),
-        "permutations.offsets": np.cumsum([0, *lengths], dtype=np.int64),
-    }
+    tables = {"permutations.camera": camera, "permutations.pid": pid}
+    return tables | ragged("permutations", values, dtype=np.int32)
 
 
 def _checked(found: np.ndarray, count: int, where: str) -> np.ndarray:

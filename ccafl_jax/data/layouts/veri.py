@@ -18,8 +18,9 @@ import re
 import numpy as np
 
 from ccafl_jax.data.layouts.find import find_root
-from ccafl_jax.data.layouts.query_lists import ROW_TABLES, list_tables, ragged
+from ccafl_jax.data.layouts.query_lists import ROW_TABLES, list_tables
 from ccafl_jax.data.layouts.scan import NameRule, name_warnings, scan_folder
+from ccafl_jax.data.ragged import ragged
 from ccafl_jax.data.records import Collection, RawPart, collect
 
 FOLDERS = {"train": "image_train", "query": "image_query", "gallery": "image_test"}

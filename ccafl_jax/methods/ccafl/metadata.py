@@ -22,6 +22,7 @@ def describe_run(
     *,
     workdir: pathlib.Path,
     classes: int,
+    training_set: str,
 ) -> dict:
     """What stays the same in all checkpoints of a run, as JSON values."""
     data, augment = config.data, config.augment
@@ -30,7 +31,7 @@ def describe_run(
         "method": "ccafl",
         "config": dataclasses.asdict(config),
         "classes": classes,
-        "training_set": _digest(dataset.train),
+        "training_set": training_set,
         "data_root": _relative(dataset.root, workdir),
         "camera_codes": list(dataset.camera_codes),
     }
@@ -82,8 +83,8 @@ def check_resumable(stored: dict, run: dict, workdir: pathlib.Path) -> None:
             )
 
 
-def _digest(train: Records) -> str:
-    """Of the base names and labels of the training images, wherever the set lies."""
+def training_digest(train: Records) -> str:
+    """A hash of the base names and labels of the training images, wherever the set lies."""
     names = "\n".join(path.rpartition("/")[2] for path in train.path)
     digest = hashlib.sha256(names.encode("utf-8", "surrogateescape"))
     for array in (train.pid, train.camid):

@@ -6,6 +6,7 @@ functions of (seed, epoch or step), so nothing but the state has to be carried o
 """
 
 import dataclasses
+import functools
 import logging
 import pathlib
 import time
@@ -20,7 +21,12 @@ from ccafl_jax.data.labels import intra_camera_labels
 from ccafl_jax.data.records import Records, ReIDDataset
 from ccafl_jax.methods.ccafl import holdout, memories, prompts
 from ccafl_jax.methods.ccafl.config import CCAFLConfig
-from ccafl_jax.methods.ccafl.metadata import check_resumable, describe_checkpoint, describe_run
+from ccafl_jax.methods.ccafl.metadata import (
+    check_resumable,
+    describe_checkpoint,
+    describe_run,
+    training_digest,
+)
 from ccafl_jax.methods.ccafl.model import image_model
 from ccafl_jax.methods.ccafl.phases import (
     Phase,
@@ -396,6 +402,10 @@ class Run:
         tree = pack(self.state, self.prompt_state, self.class_text)
         self.checkpoints.save(self.progress.number, tree, meta)
 
+    @functools.cached_property
+    def _training_set(self) -> str:
+        return training_digest(self.dataset.train)  # walks over all images, so once a run
+
     def _description(self) -> dict:
         return describe_run(
             self.config,
@@ -403,6 +413,7 @@ class Run:
             self.dataset,
             workdir=self.workdir,
             classes=self.num_classes,
+            training_set=self._training_set,
         )
 
     def _restore(self) -> None:
