@@ -1,8 +1,9 @@
-"""Every float32 contraction of the losses and memories asks for full precision.
+"""Every float32 contraction of losses, memories and similarities asks for full precision.
 
 CPUs compute in full float32 whatever is asked, so a forgotten precision= shows only here.
 """
 
+import functools
 from collections.abc import Iterator
 
 import jax
@@ -12,6 +13,8 @@ import pytest
 from jax.extend.core import Jaxpr
 
 from ccafl_jax import losses, memory
+from ccafl_jax.evaluation import device_ranks
+from ccafl_jax.neighbors import similarity, top_k
 from tests.losses.all_losses import NAMES, all_losses, inputs, world
 
 HIGHEST = jax.lax.Precision.HIGHEST
@@ -61,6 +64,18 @@ def test_memory(update):
     assert found == (1 if update is memory.update_mean else 0)
     _check(lambda f: memory.class_means(f, rows["y"], 9), x["f"])
     _check(lambda f: memory.update_instances(world()["inst"], f, rows["y"]), x["f"])
+
+
+@pytest.mark.parametrize("metric", similarity.METRICS)
+def test_similarities(metric):
+    f, bias = np.ones((64, 4), np.float32), np.zeros(64, np.float32)
+    assert _check(similarity._product, f, f) == 1
+    assert _check(lambda f: top_k._tile(f, f, bias, bias, worst=True), f) == 1
+    assert _check(lambda f: top_k._block_top_k(f, f, bias, 64, k=2, metric=metric), f) == 1
+    keys, lists = np.zeros((64, 1), np.int32), np.zeros((64, 2), np.int32)
+    ranks = functools.partial(device_ranks._device_ranks, metric=metric, top=2, collapse=True)
+    inputs = (keys, lists, bias.astype(int), lists, f, bias, keys.T, bias.astype(int), 64, 2)
+    assert _check(lambda f: ranks(f, *inputs), f) == 1
 
 
 def test_the_walk_finds_what_is_forgotten():

@@ -9,10 +9,17 @@ import numpy as np
 from ccafl_jax import numerics
 
 _BLOCK_ELEMENTS = 2**23
+_LIMIT = 20_000
 
 
 def same_camera_share(
-    f: jax.Array, pid: np.ndarray, camid: np.ndarray, *, k: int = 5, block: int | None = None
+    f: jax.Array,
+    pid: np.ndarray,
+    camid: np.ndarray,
+    *,
+    k: int = 5,
+    block: int | None = None,
+    limit: int = _LIMIT,
 ) -> float:
     """Share of each image's k nearest images of other identities that come from its own camera.
 
@@ -24,31 +31,38 @@ def same_camera_share(
       camid: int[n].
       k: neighbours per image; an image with fewer strangers counts those it has.
       block: images per step; chosen from n when None.
+      limit: of the images whose neighbours are looked for, among all n; of more this many are
+        taken, evenly spread. With 20,000 the standard error of the mean is below 0.004.
 
     Returns:
       Share in 0..1: the mean over images that have a stranger; 0 if none has.
 
     Raises:
-      ValueError: shapes that do not fit, k below 1, features that are not finite.
+      ValueError: shapes that do not fit, k or limit below 1, features that are not finite.
     """
     pid, camid = _check_labels(pid, camid)
     n = len(pid)
-    if np.ndim(f) != 2 or len(f) != n or k < 1:
-        raise ValueError(f"features {np.shape(f)} for {n} labels with k={k}: expected [{n}, dim]")
+    if np.ndim(f) != 2 or len(f) != n or k < 1 or limit < 1:
+        raise ValueError(
+            f"features {np.shape(f)} for {n} labels with k={k} and limit={limit}: expected "
+            f"[{n}, dim], k and limit 1 or more"
+        )
     if n == 0:
         return 0.0
     f = jnp.asarray(f)
     if not bool(jnp.all(jnp.isfinite(f))):
         raise ValueError("features hold NaN or infinite values")
     f = numerics.l2_normalize(f)
-    block = min(block or max(8, _BLOCK_ELEMENTS // n), n)
+    rows = np.linspace(0, n - 1, min(n, limit)).round().astype(np.int32)
+    block = min(block or max(8, _BLOCK_ELEMENTS // n), len(rows))
     shares, valid = [], []
-    for start in range(0, n, block):
-        # The last block reaches back over rows already done, so that all have one shape.
-        first = min(start, n - block)
-        share, has = _block_share(f, pid, camid, first, block, min(k, n))
-        shares.append(np.asarray(share)[start - first :])
-        valid.append(np.asarray(has)[start - first :])
+    for start in range(0, len(rows), block):
+        some = rows[start : start + block]
+        # The last block is filled up, so that all have one shape.
+        full = np.pad(some, (0, block - len(some)), mode="edge")
+        share, has = _block_share(f, pid, camid, full, min(k, n))
+        shares.append(np.asarray(share)[: len(some)])
+        valid.append(np.asarray(has)[: len(some)])
     return float(np.sum(np.concatenate(shares)) / max(int(np.sum(np.concatenate(valid))), 1))
 
 
@@ -74,11 +88,10 @@ def same_camera_base_rate(pid: np.ndarray, camid: np.ndarray) -> float:
     return float(np.sum(same / np.maximum(strangers, 1)) / max(int(np.sum(strangers > 0)), 1))
 
 
-@functools.partial(jax.jit, static_argnames=("block", "k"))
-def _block_share(f, pid, camid, first, block: int, k: int) -> tuple[jax.Array, jax.Array]:
-    """Own-camera share among the k nearest strangers of rows first..first + block - 1."""
-    rows = first + jnp.arange(block)
-    scores = numerics.einsum("qd,gd->qg", jax.lax.dynamic_slice_in_dim(f, first, block), f)
+@functools.partial(jax.jit, static_argnames="k")
+def _block_share(f, pid, camid, rows, k: int) -> tuple[jax.Array, jax.Array]:
+    """Own-camera share among the k nearest strangers of some rows."""
+    scores = numerics.einsum("qd,gd->qg", f[rows], f)
     scores = jnp.where(pid[rows][:, None] == pid, numerics.NEG, scores)
     best, index = jax.lax.top_k(scores, k)
     stranger = best > numerics.NEG / 2

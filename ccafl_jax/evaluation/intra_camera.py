@@ -69,7 +69,7 @@ def rank_inside_cameras(
         itself = np.arange(len(rows))
         found = rank(features, features, own, own, itself, itself, metric=metric)
         ap[rows], valid[rows] = found.ap, found.valid
-        first[rows] = found.ranks[:, 0] == 1
+        first[rows] = found.first == 1
     queries = max(int(valid.sum()), 1)
     return IntraCameraRanking(
         mAP=float(ap.sum() / queries), rank1=float(first.sum() / queries), ap=ap, valid=valid

@@ -1,51 +1,87 @@
-"""Retrieval metrics: exact mAP, CMC and mINP, in query blocks, without sorting the gallery.
+"""Retrieval metrics: exact mAP, CMC and mINP in blocks of queries, without ranking the gallery.
 
-All three metrics follow from the ranks of the positives. The rank of a positive is one plus the
-number of gallery items before it, so that counting comparisons replaces the sort: one matrix
-product and one pass over the block per positive, at a memory of block x gallery.
+All three follow from the ranks of the matches, and nothing but those is computed; see
+`host_ranks` and `device_ranks` for how.
 """
 
 import dataclasses
-import functools
+from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh
 
-from ccafl_jax import numerics
+from ccafl_jax.evaluation.device_ranks import rank_on_devices
+from ccafl_jax.evaluation.host_ranks import rank_on_host
+from ccafl_jax.evaluation.match_ranks import MatchRanks, nothing_yet
+from ccafl_jax.evaluation.relevance import JUNK, Relevance, relevance
+from ccafl_jax.neighbors.similarity import (
+    BLOCK_ELEMENTS,
+    FeatureScores,
+    MatrixScores,
+    ScoreProvider,
+)
+from ccafl_jax.options import require_choice
 
-JUNK = -1
-"""Identity of gallery images that no ranking contains (Market-1501)."""
+__all__ = ["JUNK", "Ranking", "Top", "metrics_of", "rank", "rank_by", "rank_scores"]
 
-_GALLERY_MULTIPLE = 256
-_BLOCK_ELEMENTS = 2**23
-_LEAST_CAPACITY = 16
-_METRICS = ("cosine", "euclidean")
-_NO_MATCH = ("skip", "zero")
+AP_RULES = ("step", "trapezoid", "tied")
+NO_MATCH = ("skip", "zero")
+CMC_RULES = ("image", "identity")
+ENGINES = ("auto", "host", "device")
 
 
-@dataclasses.dataclass(frozen=True)
+class Top(NamedTuple):
+    """The best items of each query, left-out ones excepted.
+
+    Attributes:
+      indices: int32[Q, k], gallery rows by descending score, ties by row; -1 where there are fewer.
+      scores: float32[Q, k], as `ScoreProvider.reported` gives them; -inf where there are fewer.
+      matches: bool[Q, k].
+    """
+
+    indices: np.ndarray
+    scores: np.ndarray
+    matches: np.ndarray
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
 class Ranking:
     """Metrics of one evaluation; all shares in 0..1.
 
     Attributes:
       mAP, mINP: means over the counted queries; 0 if there are none.
       cmc: float64[max_rank], share of the counted queries with a match among the first k + 1.
-      ap: float64[Q], average precision by query; 0 where not valid.
+      ap, inp: float64[Q], average precision and inverse negative penalty by query; 0 where not
+        valid.
       valid: bool[Q], the query has a match in the gallery.
-      ranks: int32[Q, P], ranks of the matches, counted from 1 and ascending; 0 is padding.
       queries: number of queries the means run over.
       skipped: number of queries left out of the means.
+      ranks: int32[M], ranks of the matches, counted from 1; those of query q are
+        `ranks[offsets[q] : offsets[q + 1]]`, ascending.
+      tied: int32[M], number of ranked items that score at least as much as the match.
+      offsets: int64[Q + 1].
+      first: int32[Q], place of the first match in the list that the CMC goes by; 0 without one.
+      candidates: int64[Q], gallery items ranked for the query.
+      top: the best items of each query, if asked for.
+      rules: the options that gave the figures, by name.
     """
 
     mAP: float
     mINP: float
     cmc: np.ndarray
     ap: np.ndarray
+    inp: np.ndarray
     valid: np.ndarray
-    ranks: np.ndarray
     queries: int
     skipped: int
+    ranks: np.ndarray
+    tied: np.ndarray
+    offsets: np.ndarray
+    first: np.ndarray
+    candidates: np.ndarray
+    top: Top | None
+    rules: dict[str, Any]
 
     def summary(self) -> dict[str, float | int]:
         """The numbers that papers report, as Python numbers."""
@@ -62,17 +98,16 @@ class Ranking:
 
 
 def rank(
-    query_f: jax.Array,
-    gallery_f: jax.Array,
+    query_f: np.ndarray | jax.Array,
+    gallery_f: np.ndarray | jax.Array,
     query_pid: np.ndarray,
     gallery_pid: np.ndarray,
     query_camid: np.ndarray,
     gallery_camid: np.ndarray,
     *,
     metric: str = "cosine",
-    query_block: int | None = None,
-    no_match: str = "skip",
-    max_rank: int = 50,
+    same_camera: str = "identity",
+    **options: Any,
 ) -> Ranking:
     """Ranks the gallery for every query and scores the result.
 
@@ -84,36 +119,23 @@ def rank(
       gallery_f: float[G, D].
       query_pid: int[Q].
       gallery_pid: int[G].
-      query_camid: int[Q].
+      query_camid: int[Q]; -1 where the camera is not known.
       gallery_camid: int[G].
-      metric: "cosine" or "euclidean"; features need not be normalised.
-      query_block: queries per step, a bound on memory (block x gallery scores); chosen from the
-        size of the gallery when None.
-      no_match: "skip" leaves queries without a match out of the means; "zero" counts them as
-        AP 0, CMC 0 and mINP 0, as the published evaluator does.
-      max_rank: length of the CMC.
+      metric: `cosine`, `euclidean` or `dot`; features need not be normalised.
+      same_camera: see :func:`ccafl_jax.evaluation.relevance.relevance`.
+      **options: of `rank_by`.
 
     Returns:
       `Ranking`.
 
     Raises:
-      ValueError: shapes that do not fit, an empty side, features that are not finite, an unknown
-        option.
+      ValueError: shapes that do not fit, an empty side, features that are not finite or have no
+        direction, an unknown option.
 
     Source: Market-1501 protocol; mINP of AGW (arXiv 2001.04193).
     """
-    _check_choice("metric", metric, _METRICS)
-    _check_features(query_f, gallery_f)
-    labels = _Labels.build(query_pid, gallery_pid, query_camid, gallery_camid)
-    labels.check(len(query_f), len(gallery_f))
-    real = np.flatnonzero(labels.gallery_pid != JUNK)
-    query = jnp.asarray(query_f)
-    gallery, bias = _prepare(jnp.asarray(gallery_f), _pad_columns(real), metric)
-
-    def score(rows: np.ndarray) -> jax.Array:
-        return _similarity(query, rows.astype(np.int32), gallery, bias, metric)
-
-    return _rank(score, labels.kept(real), query_block, no_match, max_rank)
+    rules = relevance(query_pid, gallery_pid, query_camid, gallery_camid, same_camera=same_camera)
+    return rank_by(FeatureScores(query_f, gallery_f, metric), rules, **options)
 
 
 def rank_scores(
@@ -123,9 +145,8 @@ def rank_scores(
     query_camid: np.ndarray,
     gallery_camid: np.ndarray,
     *,
-    query_block: int | None = None,
-    no_match: str = "skip",
-    max_rank: int = 50,
+    same_camera: str = "identity",
+    **options: Any,
 ) -> Ranking:
     """As `rank`, from a matrix of scores (e.g. negated distances) that is at hand.
 
@@ -135,255 +156,202 @@ def rank_scores(
       gallery_pid: int[G].
       query_camid: int[Q].
       gallery_camid: int[G].
-      query_block: see `rank`.
-      no_match: see `rank`.
-      max_rank: see `rank`.
+      same_camera: see `rank`.
+      **options: of `rank_by`.
 
     Returns:
       `Ranking`.
     """
-    labels = _Labels.build(query_pid, gallery_pid, query_camid, gallery_camid)
-    if np.ndim(scores) != 2:
-        raise ValueError(f"scores must be [queries, gallery], found shape {np.shape(scores)}")
-    labels.check(*np.shape(scores))
-    if not _all_finite(scores):
-        raise ValueError("scores hold NaN or infinite values")
-    real = np.flatnonzero(labels.gallery_pid != JUNK)
-    columns = _pad_columns(real)
-    matrix = numerics.at_least_float32(jnp.asarray(scores))
-
-    def score(rows: np.ndarray) -> jax.Array:
-        return _take(matrix, rows.astype(np.int32), columns)
-
-    return _rank(score, labels.kept(real), query_block, no_match, max_rank)
+    rules = relevance(query_pid, gallery_pid, query_camid, gallery_camid, same_camera=same_camera)
+    return rank_by(MatrixScores(scores), rules, **options)
 
 
-@dataclasses.dataclass(frozen=True)
-class _Labels:
-    """Identities and cameras of both sides on the host, int32."""
-
-    query_pid: np.ndarray
-    gallery_pid: np.ndarray
-    query_camid: np.ndarray
-    gallery_camid: np.ndarray
-
-    @classmethod
-    def build(cls, *arrays: np.ndarray) -> "_Labels":
-        return cls(*(np.asarray(x).astype(np.int32) for x in arrays))
-
-    def kept(self, real: np.ndarray) -> "_Labels":
-        """The same with only the gallery rows `real`."""
-        return dataclasses.replace(
-            self, gallery_pid=self.gallery_pid[real], gallery_camid=self.gallery_camid[real]
-        )
-
-    def check(self, queries: int, gallery: int) -> None:
-        for side, size in (("query", queries), ("gallery", gallery)):
-            pid, camid = getattr(self, f"{side}_pid"), getattr(self, f"{side}_camid")
-            if pid.shape != (size,) or camid.shape != (size,):
-                raise ValueError(
-                    f"{side}: {size} rows of features or scores, but pid has shape {pid.shape} "
-                    f"and camid {camid.shape}; expected ({size},) for both"
-                )
-        if queries == 0 or not np.any(self.gallery_pid != JUNK):
-            raise ValueError(
-                f"nothing to rank: {queries} queries, {gallery} gallery images of which "
-                f"{int(np.sum(self.gallery_pid == JUNK))} are junk (id -1)"
-            )
-
-
-def _rank(score, labels: _Labels, query_block, no_match: str, max_rank: int) -> Ranking:
-    """Ranks by `score(rows) -> float[block, padded gallery]`, one compiled block shape."""
-    _check_choice("no_match", no_match, _NO_MATCH)
-    if max_rank < 1 or (query_block is not None and query_block < 1):
-        raise ValueError(f"max_rank {max_rank} and query_block {query_block} must be 1 or more")
-    queries, size = len(labels.query_pid), len(labels.gallery_pid)
-    positives, count = _positives(labels)
-    capacity = _power_of_two(max(_LEAST_CAPACITY, int(count.max())))
-    positives = np.pad(positives, ((0, 0), (0, capacity - positives.shape[1])))
-    block = query_block or default_block(_round_up(size, _GALLERY_MULTIPLE))
-    block = min(block, _power_of_two(queries))
-    gallery_pid, gallery_camid = (
-        jnp.asarray(np.pad(x, (0, _round_up(size, _GALLERY_MULTIPLE) - size)))
-        for x in (labels.gallery_pid, labels.gallery_camid)
-    )
-    ranks = np.zeros((queries, capacity), np.int32)
-    # Queries of like numbers of positives share a block: a block costs what its largest one does.
-    order = np.argsort(count, kind="stable")
-    for start in range(0, queries, block):
-        rows = order[start : start + block]
-        if count[rows[-1]] == 0:
-            continue
-        padded = np.pad(rows, (0, block - len(rows)), mode="edge")
-        found = _positive_ranks(
-            score(padded),
-            labels.query_pid[padded],
-            labels.query_camid[padded],
-            gallery_pid,
-            gallery_camid,
-            np.int32(size),
-            positives[padded],
-            count[rows[-1]],
-        )
-        ranks[rows] = np.asarray(found)[: len(rows)]  # waits: one block of scores at a time
-    ranks = _ascending(ranks[:, : max(1, int(count.max()))], count)
-    return _metrics(ranks, count, no_match, max_rank)
-
-
-@functools.partial(jax.jit, static_argnames="metric")
-def _prepare(gallery: jax.Array, rows: jax.Array, metric: str) -> tuple[jax.Array, jax.Array]:
-    """Gallery rows and a bias such that `query . gallery + bias` orders each query's gallery.
-
-    -|q - g|^2 / 2 = q.g - |g|^2 / 2 up to a constant of the query.
-    """
-    gallery = numerics.at_least_float32(gallery[rows])
-    if metric == "cosine":
-        return numerics.l2_normalize(gallery), jnp.zeros(len(rows), gallery.dtype)
-    return gallery, -0.5 * jnp.sum(gallery * gallery, axis=1)
-
-
-@functools.partial(jax.jit, static_argnames="metric")
-def _similarity(query, rows, gallery, bias, metric: str) -> jax.Array:
-    """Scores of some queries, float[block, G padded]."""
-    block = query[rows]
-    if metric == "cosine":
-        block = numerics.l2_normalize(block)
-    return numerics.einsum("qd,gd->qg", block, gallery) + bias
-
-
-@jax.jit
-def _take(scores: jax.Array, rows: jax.Array, columns: jax.Array) -> jax.Array:
-    return scores[rows[:, None], columns]
-
-
-@jax.jit
-def _positive_ranks(
-    scores: jax.Array,
-    query_pid: jax.Array,
-    query_camid: jax.Array,
-    gallery_pid: jax.Array,
-    gallery_camid: jax.Array,
-    gallery_size: jax.Array,
-    positives: jax.Array,
-    passes: jax.Array,
-) -> jax.Array:
-    """Rank of each positive: one plus the number of kept items before it.
+def rank_by(
+    scores: ScoreProvider,
+    counts: Relevance,
+    *,
+    no_match: str = "skip",
+    ap: str = "step",
+    cmc: str = "image",
+    max_rank: int = 50,
+    top: int = 0,
+    engine: str = "auto",
+    mesh: Mesh | None = None,
+    block_elements: int | None = None,
+    progress: bool = False,
+) -> Ranking:
+    """Ranks by any scores, under any rule of what counts.
 
     Args:
-      scores: float[block, G padded].
-      query_pid: int32[block].
-      query_camid: int32[block].
-      gallery_pid: int32[G padded].
-      gallery_camid: int32[G padded].
-      gallery_size: G; columns from there on are padding.
-      positives: int32[block, P], gallery indices.
-      passes: largest number of positives of a query in the block.
+      scores: of all queries and gallery items; higher is better.
+      counts: what matches and what is left out.
+      no_match: `skip` leaves queries without a match out of the means; `zero` counts them as AP 0,
+        CMC 0 and mINP 0, as the released CCAFL evaluator does.
+      ap: `step`, the mean precision at the matches; `trapezoid`, the mean of the precisions before
+        and at each match, as Market-1501's own code; `tied`, where equal scores form one block, as
+        in scikit-learn.
+      cmc: `image`, or `identity`: the list is cut down to the first image of each identity, as on
+        SYSU-MM01.
+      max_rank: length of the CMC.
+      top: number of best items to keep of each query.
+      engine: `host` sorts with NumPy, `device` counts in jitted blocks, queries split over the
+        axis "data" of the mesh; `auto` takes the device where it is an accelerator or a mesh is
+        given, and the scores come from features.
+      mesh: the devices; all local ones when None.
+      block_elements: scores held at once, a bound on memory (per device for `device`).
+      progress: show a bar.
 
     Returns:
-      int32[block, P]; entries beyond a query's own positives mean nothing.
+      `Ranking`; figures do not depend on the engine, the block or the number of devices.
+
+    Raises:
+      ValueError: parts that do not fit, nothing to rank, an unknown option.
     """
-    index = jnp.arange(scores.shape[1], dtype=jnp.int32)
-    dropped = (gallery_pid == query_pid[:, None]) & (gallery_camid == query_camid[:, None])
-    dropped |= index >= gallery_size
-    scores = jnp.where(dropped, jnp.finfo(scores.dtype).min, scores)
-    own = jnp.take_along_axis(scores, positives, axis=1)  # [block, P]
-
-    def count(k, ranks):
-        score = jax.lax.dynamic_slice_in_dim(own, k, 1, axis=1)
-        place = jax.lax.dynamic_slice_in_dim(positives, k, 1, axis=1)
-        before = (scores > score) | ((scores == score) & (index < place))
-        column = 1 + jnp.sum(before, axis=1, keepdims=True, dtype=jnp.int32)
-        return jax.lax.dynamic_update_slice_in_dim(ranks, column, k, axis=1)
-
-    return jax.lax.fori_loop(0, passes, count, jnp.zeros(positives.shape, jnp.int32))
-
-
-def _pad_columns(real: np.ndarray) -> np.ndarray:
-    """Gallery rows that are ranked, filled up with row 0 to a length that few sizes share.
-
-    Padding makes every product one shape of whole tiles, so that equal features score equally.
-    """
-    extra = _round_up(len(real), _GALLERY_MULTIPLE) - len(real)
-    return np.pad(real, (0, extra)).astype(np.int32)
-
-
-def _positives(labels: _Labels) -> tuple[np.ndarray, np.ndarray]:
-    """Gallery indices of each query's matches, int32[Q, most], and their number, int32[Q]."""
-    order = np.argsort(labels.gallery_pid, kind="stable")
-    sorted_pid = labels.gallery_pid[order]
-    start = np.searchsorted(sorted_pid, labels.query_pid, side="left")
-    stop = np.searchsorted(sorted_pid, labels.query_pid, side="right")
-    most = int(np.max(stop - start))
-    slot = start[:, None] + np.arange(most)
-    inside = slot < stop[:, None]
-    index = order[np.minimum(slot, len(order) - 1)].astype(np.int32)
-    match = inside & (labels.gallery_camid[index] != labels.query_camid[:, None])
-    count = match.sum(axis=1).astype(np.int32)
-    first = np.argsort(~match, axis=1, kind="stable")[:, : int(count.max())]
-    return np.take_along_axis(index, first, axis=1), count
-
-
-def _ascending(ranks: np.ndarray, count: np.ndarray) -> np.ndarray:
-    real = np.arange(ranks.shape[1]) < count[:, None]
-    ordered = np.sort(np.where(real, ranks, np.iinfo(np.int32).max), axis=1)
-    return np.where(real, ordered, 0).astype(np.int32)
-
-
-def _metrics(ranks: np.ndarray, count: np.ndarray, no_match: str, max_rank: int) -> Ranking:
-    valid = count > 0
-    place = np.arange(1, ranks.shape[1] + 1)
-    precision = np.where(ranks > 0, place / np.maximum(ranks, 1), 0.0)
-    ap = precision.sum(axis=1) / np.maximum(count, 1)
-    last = np.maximum(ranks.max(axis=1), 1)
-    inverse_penalty = np.where(valid, count / last, 0.0)
-    first = ranks[valid, 0]
-    hits = np.cumsum(np.bincount(np.minimum(first, max_rank + 1), minlength=max_rank + 2))
-    counted = len(count) if no_match == "zero" else int(valid.sum())
-    divisor = max(counted, 1)
+    require_choice("no_match", no_match, NO_MATCH)
+    require_choice("ap", ap, AP_RULES)
+    require_choice("cmc", cmc, CMC_RULES)
+    require_choice("engine", engine, ENGINES)
+    counts.check(scores.shape)
+    size = int(counts.kept.sum())
+    block_elements = BLOCK_ELEMENTS if block_elements is None else block_elements
+    if max_rank < 1 or block_elements < 1:
+        raise ValueError(f"max_rank {max_rank} and block_elements {block_elements} must be >= 1")
+    if not 0 <= top <= size:
+        raise ValueError(
+            f"top is {top}, but {size} gallery items can be ranked; choose 0 to {size}"
+        )
+    scores, counts, columns = _without_junk(scores, counts)
+    found = nothing_yet(counts, top)
+    work = {"collapse": cmc == "identity", "elements": block_elements, "progress": progress}
+    if _on_device(engine, scores, mesh):
+        rank_on_devices(found, scores, counts, mesh or _local_mesh(), **work)
+    else:
+        rank_on_host(found, scores, counts, **work)
+    order = np.lexsort((found.ranks, found.matches.owners()))
+    ranks, tied, offsets = found.ranks[order], found.tied[order], found.matches.offsets
+    first = found.first
+    if cmc == "image":
+        has = np.diff(offsets) > 0
+        first[has] = ranks[offsets[:-1][has]]
+    options = {"no_match": no_match, "ap": ap, "max_rank": max_rank}
     return Ranking(
-        mAP=float(ap.sum() / divisor),
-        mINP=float(inverse_penalty.sum() / divisor),
-        cmc=hits[1 : max_rank + 1] / divisor,
-        ap=ap,
-        valid=valid,
+        **metrics_of(ranks, tied, offsets, first, **options),
         ranks=ranks,
-        queries=counted,
-        skipped=len(count) - counted,
+        tied=tied,
+        offsets=offsets,
+        first=first,
+        candidates=found.candidates,
+        top=_top(found, columns) if top else None,
+        rules={"metric": getattr(scores, "metric", "given scores"), "cmc": cmc, **options},
     )
 
 
-def _check_features(query: jax.Array, gallery: jax.Array) -> None:
-    if np.ndim(query) != 2 or np.ndim(gallery) != 2 or query.shape[1] != gallery.shape[1]:
-        raise ValueError(
-            f"features must be [queries, dim] and [gallery, dim], found {np.shape(query)} and "
-            f"{np.shape(gallery)}"
-        )
-    for name, features in (("query", query), ("gallery", gallery)):
-        if not _all_finite(features):
-            finite = np.isfinite(np.asarray(features, np.float64)).all(axis=1)
-            raise ValueError(
-                f"{int(np.sum(~finite))} of {len(finite)} {name} features are NaN or infinite "
-                f"(first: row {int(np.argmin(finite))})"
-            )
+def metrics_of(
+    ranks: np.ndarray,
+    tied: np.ndarray,
+    offsets: np.ndarray,
+    first: np.ndarray,
+    *,
+    no_match: str = "skip",
+    ap: str = "step",
+    max_rank: int = 50,
+) -> dict[str, Any]:
+    """Metrics from the ranks of the matches alone.
+
+    Args:
+      ranks: int32[M], as in `Ranking`.
+      tied: int32[M].
+      offsets: int64[Q + 1].
+      first: int32[Q].
+      no_match: see `rank_by`.
+      ap: see `rank_by`.
+      max_rank: see `rank_by`.
+
+    Returns:
+      `mAP`, `mINP`, `cmc`, `ap`, `inp`, `valid`, `queries` and `skipped`, as in `Ranking`.
+    """
+    require_choice("no_match", no_match, NO_MATCH)
+    require_choice("ap", ap, AP_RULES)
+    count = np.diff(offsets)
+    valid = count > 0
+    owner = np.repeat(np.arange(len(count)), count)
+    place = np.arange(len(ranks)) - offsets[owner] + 1
+    precision = _precision(ranks, tied, place, owner, ap)
+    by_query = np.bincount(owner, precision, minlength=len(count)) / np.maximum(count, 1)
+    last = np.maximum(np.append(ranks, 1)[offsets[1:] - 1], 1)
+    penalty = np.where(valid, count / last, 0.0)
+    hits = np.cumsum(np.bincount(np.minimum(first[valid], max_rank + 1), minlength=max_rank + 2))
+    counted = len(count) if no_match == "zero" else int(valid.sum())
+    divisor = max(counted, 1)
+    return {
+        "mAP": float(by_query.sum() / divisor),
+        "mINP": float(penalty.sum() / divisor),
+        "cmc": hits[1 : max_rank + 1] / divisor,
+        "ap": by_query,
+        "inp": penalty,
+        "valid": valid,
+        "queries": counted,
+        "skipped": len(count) - counted,
+    }
 
 
-def _check_choice(option: str, value: str, allowed: tuple[str, ...]) -> None:
-    if value not in allowed:
-        raise ValueError(f"{option}={value!r}; expected one of {', '.join(map(repr, allowed))}")
+def _precision(ranks, tied, place, owner, ap: str) -> np.ndarray:
+    """What each match adds to the average precision of its query, times the number of matches."""
+    if ap == "step":
+        return place / ranks
+    if ap == "trapezoid":
+        before = np.where(ranks > 1, (place - 1) / np.maximum(ranks - 1, 1), 1.0)
+        return (before + place / ranks) / 2
+    # The matches of a block of equal scores all have the precision at its end.
+    new = np.ones(len(ranks), bool)
+    new[1:] = (tied[1:] != tied[:-1]) | (owner[1:] != owner[:-1])
+    ends = np.append(np.flatnonzero(new)[1:], len(ranks)) - 1
+    return place[ends][np.cumsum(new) - 1] / tied if len(ranks) else np.zeros(0)
 
 
-def _all_finite(x: jax.Array) -> bool:
-    return bool(jnp.all(jnp.isfinite(jnp.asarray(x))))
+def _top(found: MatchRanks, columns: np.ndarray) -> Top:
+    """The best items by their rows in the whole gallery, `columns` of which were ranked."""
+    size = len(columns)
+    query = np.arange(len(found.indices))[:, None]
+    wanted = found.matches.owners() * size + found.matches.values
+    matches = np.isin(query * size + found.indices, wanted) & (found.indices >= 0)
+    return Top(
+        np.where(found.indices < 0, -1, columns[found.indices]).astype(np.int32),
+        found.scores,
+        matches,
+    )
 
 
-def default_block(gallery: int) -> int:
-    """Queries per step that keep the scores of a block near 32 MiB in float32."""
-    return max(8, min(512, _power_of_two(_BLOCK_ELEMENTS // gallery + 1) // 2))
+def _on_device(engine: str, scores: ScoreProvider, mesh: Mesh | None) -> bool:
+    from_features = isinstance(scores, FeatureScores)
+    if engine == "device" and not from_features:
+        raise ValueError("engine is 'device', which ranks by features; use 'host' or 'auto'")
+    accelerated = mesh is not None or jax.default_backend() != "cpu"
+    return engine == "device" or (engine == "auto" and from_features and accelerated)
 
 
-def _power_of_two(n: int) -> int:
-    return 1 << max(0, n - 1).bit_length()
+def _local_mesh() -> Mesh:
+    return Mesh(np.array(jax.local_devices()), ("data",))
 
 
-def _round_up(n: int, multiple: int) -> int:
-    return -(-n // multiple) * multiple
+def _without_junk(
+    scores: ScoreProvider, counts: Relevance
+) -> tuple[ScoreProvider, Relevance, np.ndarray]:
+    """The same without the gallery items of no ranking, and the rows of those that are left."""
+    columns = np.flatnonzero(counts.kept)
+    if counts.kept.all() or not hasattr(scores, "columns"):
+        return scores, counts, np.arange(len(counts.kept))
+    number = np.where(counts.kept, np.cumsum(counts.kept) - 1, -1)
+    whole = scores.columns
+    return (
+        dataclasses.replace(scores, columns=columns if whole is None else whole[columns]),
+        dataclasses.replace(
+            counts,
+            gallery_pid=counts.gallery_pid[columns],
+            kept=counts.kept[columns],
+            exclude=tuple((query, gallery[columns]) for query, gallery in counts.exclude),
+            good=counts.good and counts.good.renumbered(number),
+            junk=counts.junk and counts.junk.renumbered(number),
+        ),
+        columns,
+    )

@@ -29,6 +29,20 @@ def test_matches_the_oracle(data, k, block):
     assert found == pytest.approx(oracle(*data, k), abs=1e-6)
 
 
+def test_a_limit_takes_images_evenly_spread(data):
+    f, pid, camid = data
+    rows = [0, 13, 26, 39, 52]
+    shares = []
+    for row in rows:
+        strangers = np.flatnonzero(pid != pid[row])
+        unit = f / np.linalg.norm(f, axis=1, keepdims=True)
+        nearest = strangers[np.argsort(-(unit[strangers] @ unit[row]), kind="stable")[:5]]
+        shares.append(np.mean(camid[nearest] == camid[row]))
+    limited = same_camera_share(*data, limit=5, block=2)
+    assert limited == pytest.approx(np.mean(shares), abs=1e-6)
+    assert limited != same_camera_share(*data)
+
+
 def test_extremes_by_hand():
     pid, camid = np.arange(6), np.array([0, 0, 0, 1, 1, 1])
     by_camera = np.eye(2)[camid]

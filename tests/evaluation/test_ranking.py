@@ -1,33 +1,46 @@
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from jax.sharding import Mesh
 
-from ccafl_jax.evaluation import ranking
+from ccafl_jax.evaluation import device_ranks, ranking
+from ccafl_jax.evaluation.relevance import Lists, Relevance, relevance
+from ccafl_jax.neighbors.similarity import FeatureScores, MatrixScores
 from tests.golden_data import case_group, golden
 
 
-def oracle(scores, query_pid, gallery_pid, query_camid, gallery_camid):
+def listed(scores, query_pid, gallery_pid, query_camid, gallery_camid):
+    """The whole list of every query, as (gallery row, is a match)."""
+    lists = []
+    for row in range(len(query_pid)):
+        same = gallery_pid == query_pid[row]
+        known = (gallery_camid == query_camid[row]) & (query_camid[row] >= 0)
+        kept = np.flatnonzero((gallery_pid != -1) & ~(same & known))
+        order = sorted(kept, key=lambda j, row=row: (-scores[row][j], j))
+        lists.append([(j, bool(same[j])) for j in order])
+    return lists
+
+
+def oracle(scores, *labels):
     """Per query: AP, rank of the first match, inverse negative penalty; None without a match."""
     results = []
-    for row in range(len(query_pid)):
-        order = sorted(range(len(gallery_pid)), key=lambda j: (-scores[row][j], j))
-        hits, place = [], 0
-        for j in order:
-            same = gallery_pid[j] == query_pid[row]
-            if gallery_pid[j] == -1 or (same and gallery_camid[j] == query_camid[row]):
-                continue
-            place += 1
-            if same:
-                hits.append(place)
+    for entries in listed(scores, *(np.asarray(x) for x in labels)):
+        hits = [place for place, (_, match) in enumerate(entries, 1) if match]
         if not hits:
             results.append(None)
             continue
         ap = sum((k + 1) / hit for k, hit in enumerate(hits)) / len(hits)
         results.append((ap, hits[0], len(hits) / hits[-1]))
     return results
+
+
+def devices(count):
+    return Mesh(np.array(jax.devices()[:count]), ("data",))
 
 
 def check_against_oracle(found, expected, no_match="skip"):
@@ -68,16 +81,26 @@ def problems(draw):
 
 
 @settings(max_examples=60, deadline=None)
-@given(problems(), st.sampled_from(["skip", "zero"]), st.sampled_from([None, 4]))
-def test_scores_match_the_oracle(problem, no_match, query_block):
-    found = ranking.rank_scores(*problem, no_match=no_match, query_block=query_block, max_rank=12)
+@given(problems(), st.sampled_from(["skip", "zero"]), st.sampled_from([None, 40]))
+def test_scores_match_the_oracle(problem, no_match, elements):
+    found = ranking.rank_scores(*problem, no_match=no_match, block_elements=elements, max_rank=12)
     check_against_oracle(found, oracle(*problem), no_match)
 
 
-@settings(max_examples=20, deadline=None)
-@given(problems(), st.sampled_from(["cosine", "euclidean"]), st.integers(0, 2**32 - 1))
-def test_features_match_the_oracle(problem, metric, seed):
-    """On a dyadic grid all arithmetic is exact, ties included."""
+ENGINES = {
+    "host": {"engine": "host"},
+    "host, small blocks": {"engine": "host", "block_elements": 256},
+    "device": {"engine": "device", "mesh": devices(1)},
+    "two devices": {"mesh": devices(2)},
+    "eight devices": {"mesh": devices(8)},
+    "eight devices, small blocks": {"mesh": devices(8), "block_elements": 512},
+}
+
+
+@settings(max_examples=12, deadline=None)
+@given(problems(), st.sampled_from(["cosine", "euclidean", "dot"]), st.integers(0, 2**32 - 1))
+def test_features_match_the_oracle_bitwise(problem, metric, seed):
+    """On a dyadic grid all arithmetic is exact, ties included: every engine finds the same."""
     _, query_pid, gallery_pid, query_camid, gallery_camid = problem
     rng = np.random.default_rng(seed)
     if metric == "cosine":  # one entry of +-2^k per row: norms and cosines are exact
@@ -87,11 +110,36 @@ def test_features_match_the_oracle(problem, metric, seed):
         query = rng.integers(-2, 3, (len(query_pid), 4)) / 2.0
         gallery = rng.integers(-2, 3, (len(gallery_pid), 4)) / 2.0
         exact = -np.sum((query[:, None] - gallery) ** 2, axis=-1)
+        exact = exact if metric == "euclidean" else query @ gallery.T
     labels = (query_pid, gallery_pid, query_camid, gallery_camid)
-    found = ranking.rank(
-        query.astype(np.float32), gallery.astype(np.float32), *labels, metric=metric, max_rank=12
-    )
-    check_against_oracle(found, oracle(exact, *labels))
+    features = query.astype(np.float32), gallery.astype(np.float32)
+    expected = listed(exact, *labels)
+    top = min(4, int(np.sum(gallery_pid != -1)))
+    for options in ENGINES.values():
+        found = ranking.rank(*features, *labels, metric=metric, max_rank=12, top=top, **options)
+        check_against_oracle(found, oracle(exact, *labels))
+        check_details(found, exact, expected, metric)
+
+
+def check_details(found, exact, expected, metric):
+    """Ranks, tied counts, candidates and the best items, against whole lists."""
+    for row, entries in enumerate(expected):
+        span = slice(found.offsets[row], found.offsets[row + 1])
+        hits = [place for place, (_, match) in enumerate(entries, 1) if match]
+        assert found.ranks[span].tolist() == hits
+        values = [exact[row, j] for j, _ in entries]
+        tied = [sum(v >= values[hit - 1] for v in values) for hit in hits]
+        assert found.tied[span].tolist() == tied
+        assert found.candidates[row] == len(entries)
+        assert found.first[row] == (hits[0] if hits else 0)
+        best = entries[: found.top.indices.shape[1]]
+        absent = found.top.indices.shape[1] - len(best)
+        assert found.top.indices[row].tolist() == [j for j, _ in best] + [-1] * absent
+        assert found.top.matches[row].tolist() == [m for _, m in best] + [False] * absent
+        score = np.array(values[: len(best)])
+        score = -np.sqrt(-score) if metric == "euclidean" else score
+        np.testing.assert_allclose(found.top.scores[row, : len(best)], score, atol=1e-6)
+        assert np.isneginf(found.top.scores[row, len(best) :]).all()
 
 
 def one_hot_rows(rng, n, dim=4):
@@ -153,7 +201,8 @@ def test_inverse_negative_penalty_by_hand():
         "queries": 1,
         "skipped": 1,
     }
-    np.testing.assert_array_equal(found.ranks, [[1, 4], [0, 0]])
+    np.testing.assert_array_equal(found.ranks, [1, 4])
+    np.testing.assert_array_equal(found.offsets, [0, 2, 2])
 
 
 @pytest.fixture(scope="module")
@@ -184,25 +233,44 @@ def test_metrics_differ_and_match_the_oracle(real_valued):
     assert found["cosine"].mAP != found["euclidean"].mAP
 
 
-def test_blocks_give_one_result_and_one_compilation(real_valued):
-    whole = ranking.rank(*real_valued)
-    ranking.rank(*real_valued, query_block=16)
-    before = ranking._positive_ranks._cache_size()
-    parts = ranking.rank(*real_valued, query_block=16)
-    assert ranking._positive_ranks._cache_size() == before
+@pytest.mark.parametrize("metric", ["cosine", "euclidean"])
+@pytest.mark.parametrize("name", ENGINES)
+def test_engines_agree_on_real_values(real_valued, metric, name):
+    whole = ranking.rank(*real_valued, metric=metric, top=20)
+    parts = ranking.rank(*real_valued, metric=metric, top=20, **ENGINES[name])
+    for figure in ("mAP", "mINP", "ap", "cmc"):
+        np.testing.assert_allclose(getattr(parts, figure), getattr(whole, figure), atol=1e-6)
     np.testing.assert_array_equal(whole.ranks, parts.ranks)
-    np.testing.assert_array_equal(whole.cmc, parts.cmc)
+    np.testing.assert_array_equal(whole.top.indices, parts.top.indices)
+    np.testing.assert_allclose(whole.top.scores, parts.top.scores, atol=2e-6)
 
 
-def test_equal_features_rank_in_gallery_order():
-    """Every gallery row is the same vector: the i-th kept row has rank i, in the last block too."""
+def test_devices_compile_once_for_all_blocks(real_valued):
+    query, gallery, query_pid, gallery_pid, *cameras = real_valued
+    labels = (query_pid, np.where(gallery_pid > 3, gallery_pid, 0), *cameras)
+    options = {"mesh": devices(2), "block_elements": 16 * 512}
+    ranking.rank(query, gallery, *labels, **options)
+    before = device_ranks._device_ranks._cache_size()
+    ranking.rank(query + 1, gallery, *labels, **options)
+    assert device_ranks._device_ranks._cache_size() == before
+
+
+@pytest.mark.parametrize("name", ENGINES)
+@pytest.mark.parametrize("size", [700, 5003])
+def test_equal_features_rank_in_gallery_order(name, size):
+    """Every gallery row is the same vector: the i-th kept row has rank i, in the last tile too."""
     rng = np.random.default_rng(0)
-    gallery = np.repeat(rng.standard_normal((1, 96)), 700, axis=0)
+    gallery = np.repeat(rng.standard_normal((1, 96)), size, axis=0)
     query = rng.standard_normal((9, 96))
-    gallery_pid = np.zeros(700, int)
-    gallery_pid[[5, 255, 256, 511, 699]] = 1
-    found = ranking.rank(query, gallery, np.ones(9, int), gallery_pid, np.zeros(9), np.ones(700))
-    np.testing.assert_array_equal(found.ranks[:, :5], np.tile([6, 256, 257, 512, 700], (9, 1)))
+    gallery_pid = np.zeros(size, int)
+    rows = np.array([5, 255, 256, 511, 699, size - 1])
+    gallery_pid[rows] = 1
+    labels = np.ones(9, int), gallery_pid, np.zeros(9), np.ones(size)
+    options = ENGINES[name] | ({"block_elements": 6144 * 8} if "small" in name else {})
+    found = ranking.rank(query, gallery, *labels, **options)
+    expected = np.unique(rows) + 1
+    np.testing.assert_array_equal(found.ranks.reshape(9, -1), np.tile(expected, (9, 1)))
+    assert np.all(found.tied == size)
 
 
 def test_half_precision_and_float64(real_valued):
@@ -218,8 +286,8 @@ def test_half_precision_and_float64(real_valued):
         features = ranking.rank(
             np.array([[1.0]]), 1 - close.T, [1], [2, 1, 2], [0], [1, 1, 1], metric="euclidean"
         )
-    assert fine.ranks[0, 0] == 3
-    assert features.ranks[0, 0] == 1  # 1 - 1e-12 is the farthest from 0, so the nearest to 1
+    assert fine.ranks[0] == 3
+    assert features.ranks[0] == 1  # 1 - 1e-12 is the farthest from 0, so the nearest to 1
 
 
 def test_max_rank_and_no_match_change_the_result(real_valued):
@@ -237,13 +305,22 @@ def test_max_rank_and_no_match_change_the_result(real_valued):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"metric": "manhattan"}, "metric='manhattan'"),
-        ({"no_match": "ignore"}, "no_match='ignore'"),
-        ({"query_block": 0}, "query_block 0"),
-        ({"query_f": np.ones((2, 3))}, r"found \(2, 3\) and \(3, 4\)"),
+        ({"metric": "manhattan"}, "metric is 'manhattan', must be one of cosine"),
+        ({"no_match": "ignore"}, "no_match is 'ignore'"),
+        ({"ap": "area"}, "ap is 'area'"),
+        ({"cmc": "person"}, "cmc is 'person'"),
+        ({"engine": "gpu"}, "engine is 'gpu'"),
+        ({"same_camera": "yes"}, "same_camera is 'yes'"),
+        ({"block_elements": 0}, "block_elements 0"),
+        ({"max_rank": 0}, "max_rank 0"),
+        ({"top": 4}, "top is 4, but 3 gallery items"),
+        ({"top": -1}, "top is -1"),
+        ({"query_f": np.ones((2, 3))}, r"found query \(2, 3\), gallery \(3, 4\)"),
+        ({"gallery_f": np.zeros((0, 4))}, r"found query \(2, 4\), gallery \(0, 4\)"),
+        ({"gallery_f": np.eye(3, 4) * [[1], [1], [0]]}, "1 of 3 gallery features are zero .*row 2"),
         ({"query_f": np.array([[1, 1, 1, 1], [1, np.nan, 1, 1]])}, "1 of 2 query features .*row 1"),
-        ({"gallery_pid": np.ones(2, int)}, "gallery: 3 rows"),
-        ({"query_camid": np.ones(3, int)}, "query: 2 rows"),
+        ({"gallery_pid": np.ones(2, int), "gallery_camid": np.ones(2)}, "gallery: 3 rows"),
+        ({"query_camid": np.ones(3, int)}, r"query: pid \(2,\) and camid \(3,\)"),
         ({"gallery_pid": np.full(3, -1)}, "of which 3 are junk"),
     ],
 )
@@ -266,3 +343,159 @@ def test_wrong_scores_are_named():
         ranking.rank_scores(np.array([[np.nan]]), [1], [1], [0], [1])
     with pytest.raises(ValueError, match="scores must be"):
         ranking.rank_scores(np.zeros(3), [1], [1], [0], [1])
+    with pytest.raises(ValueError, match="ranks by features"):
+        ranking.rank_scores(np.ones((1, 1)), [1], [1], [0], [1], engine="device")
+
+
+# Rules.
+
+
+@pytest.fixture(scope="module")
+def ranked_by_hand():
+    """One query; matches at ranks 2, 3 and 6, the third of which ties with a stranger before it."""
+    scores = np.array([[9.0, 8.0, 7.0, 6.0, 5.0, 5.0, 1.0]])
+    return scores, [1], [2, 1, 1, 3, 2, 1, 4], [0], np.ones(7)
+
+
+@pytest.mark.parametrize(
+    ("ap", "expected"),
+    [
+        ("step", [1 / 2, 2 / 3, 3 / 6]),
+        ("trapezoid", [(0 / 1 + 1 / 2) / 2, (1 / 2 + 2 / 3) / 2, (2 / 5 + 3 / 6) / 2]),
+        ("tied", [1 / 2, 2 / 3, 3 / 6]),
+    ],
+)
+def test_average_precision_by_hand(ranked_by_hand, ap, expected):
+    found = ranking.rank_scores(*ranked_by_hand, ap=ap)
+    np.testing.assert_allclose(found.mAP, np.mean(expected))
+
+
+def test_tied_average_precision_does_not_see_the_order():
+    scores = np.array([[2.0, 1.0, 1.0, 1.0]])
+    for pid, step in (([2, 1, 1, 2], (1 / 2 + 2 / 3) / 2), ([2, 2, 1, 1], (1 / 3 + 2 / 4) / 2)):
+        labels = [1], pid, [0], np.ones(4)
+        assert ranking.rank_scores(scores, *labels, ap="tied").mAP == 2 / 4
+        np.testing.assert_allclose(ranking.rank_scores(scores, *labels).mAP, step)
+    # A match at rank 1 counts a precision of 1 before it.
+    first = ranking.rank_scores(scores, [1], [1, 2, 2, 2], [0], np.ones(4), ap="trapezoid")
+    assert first.mAP == 1.0
+
+
+def test_published_tied_average_precision():
+    data = golden("12_eval_s0")
+    labels = (data["q_ids"], data["g_ids"], data["q_cams"], data["g_cams"])
+    for kind in ("ties", "noties"):
+        found = ranking.rank_scores(-data[f"{kind}_dist"], *labels, ap="tied")
+        np.testing.assert_allclose(found.mAP, data[f"{kind}_ranking_map"], atol=1e-6)
+
+
+@pytest.mark.parametrize("name", ENGINES)
+def test_list_of_identities(name):
+    """Before the match stand two images of identity 2 and one of identity 3: place 3, rank 4."""
+    gallery = np.array([[0.9], [0.8], [0.95], [0.7], [0.6]])
+    labels = [1], np.array([2, 3, 2, 1, 1]), [0], np.ones(5)
+    for cmc, first in (("image", 4), ("identity", 3)):
+        found = ranking.rank([[1.0]], gallery, *labels, metric="dot", cmc=cmc, **ENGINES[name])
+        assert found.first.tolist() == [first]
+        assert np.argmax(found.cmc) == first - 1
+        assert found.ranks.tolist() == [4, 5]
+
+
+@settings(max_examples=25, deadline=None)
+@given(problems(), st.sampled_from(["host", "device"]))
+def test_list_of_identities_against_the_oracle(problem, engine):
+    _, *labels = problem
+    rng = np.random.default_rng(len(labels[0]))
+    query = rng.integers(-2, 3, (len(labels[0]), 3)) / 2.0
+    gallery = rng.integers(-2, 3, (len(labels[1]), 3)) / 2.0
+    found = ranking.rank(query, gallery, *labels, metric="dot", cmc="identity", engine=engine)
+    for row, entries in enumerate(listed(query @ gallery.T, *labels)):
+        seen = list(dict.fromkeys(labels[1][j] for j, _ in entries))
+        hit = [place for place, pid in enumerate(seen, 1) if pid == labels[0][row]]
+        assert found.first[row] == (hit[0] if hit else 0)
+
+
+def test_cameras(real_valued):
+    """What each rule leaves out, by candidates; an unknown camera is the same as no other."""
+    query, gallery, query_pid, gallery_pid, query_camid, gallery_camid = real_valued
+    labels = query_pid, gallery_pid, query_camid
+    kept = gallery_pid != -1
+    same_id = gallery_pid == query_pid[:, None]
+    same_camera = gallery_camid == query_camid[:, None]
+    left_out = {
+        "identity": same_id & same_camera,
+        "location": same_camera,
+        "none": np.zeros_like(same_id),
+    }
+    for rule, dropped in left_out.items():
+        for engine in ("host", "device"):
+            options = {"same_camera": rule, "engine": engine}
+            found = ranking.rank(query, gallery, *labels, gallery_camid, **options)
+            np.testing.assert_array_equal(found.candidates, np.sum(kept & ~dropped, axis=1))
+            unknown = ranking.rank(query, gallery, *labels, np.full(300, -1), **options)
+            assert np.all(unknown.candidates == kept.sum())
+
+
+def test_locations_join_cameras():
+    rules = relevance(
+        [1, 1], [1, 2, 1], [0, 1], [0, 1, 2], same_camera="location", locations=(0, 1, 1)
+    )
+    scores = MatrixScores(np.array([[1.0, 2.0, 3.0], [1.0, 2.0, 3.0]]))
+    found = ranking.rank_by(scores, rules)
+    # Query 0 leaves out row 0 of its camera; query 1 rows 1 and 2 of its location.
+    assert found.candidates.tolist() == [2, 1]
+    assert found.ranks.tolist() == [1, 1]
+    with pytest.raises(ValueError, match="camera 2 has no location"):
+        relevance([1], [1], [0], [2], same_camera="location", locations=(0, 1))
+
+
+@pytest.mark.parametrize("engine", ["host", "device"])
+def test_published_lists(engine):
+    """Good rows replace identities and junk rows are left out beyond the rules."""
+    query, gallery = np.array([[1.0], [1.0]]), np.array([[5.0], [4.0], [3.0], [2.0], [9.0]])
+    pid = np.array([1, 1, 2, 1, -1])
+    rules = relevance([1, 2], pid, [0, 0], np.ones(5))
+    lists = dataclasses.replace(
+        rules,
+        good=Lists(np.array([0, 2, 3]), np.array([3, 2, 1])),
+        junk=Lists(np.array([0, 1, 1]), np.array([0])),
+    )
+    scores = FeatureScores(query, gallery, "dot")
+    found = ranking.rank_by(scores, lists, engine=engine, top=3)
+    # Query 0: row 0 is junk, row 4 in no list; of 1, 2, 3 the last two are good.
+    assert found.offsets.tolist() == [0, 2, 3] and found.ranks.tolist() == [2, 3, 2]
+    assert found.top.indices.tolist() == [[1, 2, 3], [0, 1, 2]]
+    assert found.candidates.tolist() == [3, 4]
+    plain = ranking.rank_by(scores, rules, engine=engine)
+    assert plain.ranks.tolist() == [1, 2, 4, 3]
+
+
+def test_a_query_in_the_gallery_does_not_find_itself():
+    f = np.array([[1.0, 0.0], [0.8, 0.6], [0.6, 0.8]])
+    pid, unknown, item = np.array([1, 1, 2]), np.full(3, -1), np.arange(3)
+    itself = ranking.rank(f[:1], f, pid[:1], pid, unknown[:1], unknown)
+    assert itself.ranks.tolist() == [1, 2]
+    rules = relevance(pid[:1], pid, unknown[:1], unknown, same_item=(item[:1], item))
+    assert ranking.rank_by(FeatureScores(f[:1], f), rules).ranks.tolist() == [1]
+
+
+def test_relevance_that_does_not_fit_is_named():
+    scores = MatrixScores(np.ones((2, 3)))
+    rules = relevance([1, 2], [1, 1, 2], [0, 0], [1, 1, 1])
+    wrong = {
+        "good: expected lists for 2": {"good": Lists(np.array([0, 1]), np.array([0]))},
+        "junk: expected gallery rows": {"junk": Lists(np.array([0, 1, 1]), np.array([3]))},
+        r"kept has shape \(2,\)": {"kept": np.ones(2, bool)},
+        "gallery: 3 rows": {"exclude": ((np.zeros(2), np.zeros(4)),)},
+    }
+    for message, change in wrong.items():
+        with pytest.raises(ValueError, match=message):
+            ranking.rank_by(scores, dataclasses.replace(rules, **change))
+    assert isinstance(rules, Relevance)
+
+
+def test_rules_are_named(real_valued):
+    found = ranking.rank(*real_valued, ap="tied", no_match="zero", max_rank=7, cmc="identity")
+    assert found.rules == {
+        "metric": "cosine", "ap": "tied", "no_match": "zero", "cmc": "identity", "max_rank": 7,
+    }  # fmt: skip

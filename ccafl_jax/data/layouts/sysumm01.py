@@ -118,7 +118,9 @@ def select_sysumm01(
     if test is None:
         nothing = train.take(np.zeros(0, np.int64))
         return assemble(collection, train, nothing, nothing)
-    permutations = _permutations(collection) if draw == "official" else None
+    permutations = None
+    if draw == "official":
+        permutations = official_draws(collection.tables, collection.root)
     gallery = draw_gallery(
         test.pid,
         np.asarray(collection.camera_codes)[test.camid],
@@ -358,11 +360,24 @@ def _checked(found: np.ndarray, count: int, where: str) -> np.ndarray:
     return found.astype(np.int32).ravel() - 1
 
 
-def _permutations(collection: Collection) -> dict[tuple[int, int], np.ndarray]:
-    tables = collection.tables
+def official_draws(
+    tables: Mapping[str, np.ndarray], where: str
+) -> dict[tuple[int, int], np.ndarray]:
+    """The data set's own permutations, as `draw_gallery` takes them.
+
+    Args:
+      tables: of the collection.
+      where: they come from, for the message.
+
+    Returns:
+      int32[trials, images of the pair], counted from 0, by (camera, id).
+
+    Raises:
+      FileNotFoundError: the tables do not hold them.
+    """
     if "permutations.values" not in tables:
         raise FileNotFoundError(
-            f"{collection.root} was read without {_PERMUTATIONS}; put the file there and read "
+            f"{where} was read without {_PERMUTATIONS}; put the file there and read "
             "again, or use draw='seeded'"
         )
     pairs = zip(tables["permutations.camera"], tables["permutations.pid"], strict=True)

@@ -1,0 +1,1 @@
+"""Exact similarities and nearest neighbours in blocks, for ranking, pseudo labels and search."""

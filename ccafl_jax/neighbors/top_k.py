@@ -1,0 +1,432 @@
+"""Exact nearest neighbours: the best k columns of scores, of a gallery, or of a set in itself.
+
+Order is by descending score, equal scores by ascending index. No step holds a matrix of all
+scores.
+"""
+
+import functools
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from ccafl_jax import numerics
+from ccafl_jax.neighbors.similarity import (
+    ALIGNMENT,
+    FeatureScores,
+    aligned,
+    check_features,
+    in_threads,
+    power_of_two,
+    round_up,
+)
+from ccafl_jax.options import require_choice
+from ccafl_jax.progress import progress_bar
+
+ENGINES = ("auto", "host", "device")
+
+_GROUP = 32  # columns whose maximum stands for all of them
+_TILE = 4096  # columns of one product of a set with itself; it has half as many rows
+_TILE_GROUP = 64
+_CROWDED = 8  # groups of a tile from which on the whole line is searched
+_DEVICE_ELEMENTS = 2**28
+
+
+class Neighbors(NamedTuple):
+    """The k best columns of each row, by descending score, equal scores by ascending index.
+
+    Attributes:
+      indices: int32[Q, k]; -1 where a row has no further column.
+      scores: float32[Q, k]; -inf there.
+    """
+
+    indices: np.ndarray
+    scores: np.ndarray
+
+
+def largest(scores: np.ndarray, k: int) -> Neighbors:
+    """The k largest entries of each row, on the host.
+
+    Args:
+      scores: float[b, n], higher is better; entries of -inf are never returned.
+      k: 1..n.
+
+    Returns:
+      `Neighbors`, scores in the dtype of `scores`.
+
+    Raises:
+      ValueError: scores that are no matrix or hold NaN, k out of range.
+    """
+    scores = np.asarray(scores)
+    if scores.ndim != 2 or not np.issubdtype(scores.dtype, np.floating):
+        raise ValueError(
+            f"scores are {scores.dtype} of shape {scores.shape}; expected floats [rows, columns]"
+        )
+    rows, n = scores.shape
+    _check_k(k, n)
+    found = Neighbors(np.empty((rows, k), np.int32), np.empty((rows, k), scores.dtype))
+
+    def select(start: int, stop: int) -> None:
+        found.indices[start:stop], found.scores[start:stop] = _largest(scores[start:stop], k)
+
+    in_threads(select, rows, n)
+    return found
+
+
+def top_k(
+    query: np.ndarray | jax.Array,
+    gallery: np.ndarray | jax.Array,
+    k: int,
+    *,
+    metric: str = "cosine",
+    engine: str = "auto",
+    progress: bool = False,
+) -> Neighbors:
+    """The k nearest gallery items of each query.
+
+    Args:
+      query: float[Q, D]; need not be normalised.
+      gallery: float[G, D].
+      k: 1..G.
+      metric: `cosine`, `dot`, or `euclidean`, whose scores are negative distances.
+      engine: `host` selects with NumPy, `device` on the accelerator, where the gallery has to fit;
+        `auto` is `device` unless JAX runs on CPUs.
+      progress: shows a bar.
+
+    Returns:
+      `Neighbors`.
+
+    Raises:
+      ValueError: see `check_features`; k out of range; an unknown engine.
+    """
+    provider = FeatureScores(query, gallery, metric)
+    queries, size = provider.shape
+    _check_k(k, size)
+    if _on_device(engine):
+        return _device_top_k(provider, k, progress)[0]
+    found = Neighbors(np.empty((queries, k), np.int32), np.empty((queries, k), provider.dtype))
+    with progress_bar(queries, "neighbours", progress) as bar:
+        for rows, scores in provider.blocks():
+            found.indices[rows], best = largest(scores, k)
+            found.scores[rows] = provider.reported(rows, best)
+            bar.update(len(rows))
+    return found
+
+
+def self_top_k(
+    f: np.ndarray | jax.Array,
+    k: int,
+    *,
+    metric: str = "cosine",
+    worst: bool = False,
+    engine: str = "auto",
+    progress: bool = False,
+) -> Neighbors | tuple[Neighbors, np.ndarray]:
+    """The k nearest items of each item of a set, itself included like any other.
+
+    On the host every product of two parts of the set serves both, so that all against all costs
+    half of `top_k(f, f, k)`. Beside the features and the result memory holds a few tiles, and for
+    `cosine` a normalised copy.
+
+    Args:
+      f: float[N, D]; need not be normalised. Contiguous float32 is not copied for `dot` and
+        `euclidean`.
+      k: 1..N.
+      metric: see `top_k`.
+      worst: also returns the lowest score of each item among all N.
+      engine: see `top_k`.
+      progress: shows a bar.
+
+    Returns:
+      `Neighbors`; with `worst` a pair of it and float32[N].
+
+    Raises:
+      ValueError: see `top_k`.
+    """
+    if _on_device(engine):
+        provider = FeatureScores(f, f, metric)
+        _check_k(k, len(f))
+        found, low = _device_top_k(provider, k, progress)
+    else:
+        found, low = _SelfSearch(f, k, metric, worst).run(progress)
+    return (found, low) if worst else found
+
+
+def joined(metric: str, **sides: np.ndarray | jax.Array) -> tuple[np.ndarray, np.ndarray]:
+    """The rows of all sides in one array that products take without a copy.
+
+    Args:
+      metric: one of METRICS; `cosine` normalises.
+      **sides: float[n, D] each, by the name that messages use.
+
+    Returns:
+      float32[sum of n, D] (float64 where JAX computes in it and the features have it), and the
+      lengths of the rows as they came.
+
+    Raises:
+      ValueError: see `check_features`.
+    """
+    norms = check_features(metric, **sides)
+    dtype = jnp.promote_types(jnp.result_type(*sides.values()), jnp.float32)
+    total, dim = sum(map(len, sides.values())), next(iter(sides.values())).shape[1]
+    rows, first = aligned((total, dim), dtype), 0
+    for name, side in sides.items():
+        target = rows[first : first + len(side)]
+        _copy_rows(np.asarray(side), target, norms[name] if metric == "cosine" else None)
+        first += len(side)
+    return rows, np.concatenate(list(norms.values()))
+
+
+def _largest(scores: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
+    """As `largest`, in one go: scores [b, n] -> int32[b, k], float[b, k]."""
+    rows, n = scores.shape
+    group = min(_GROUP, n // (4 * k))
+    if group < 4:
+        return _by_partition(scores, k)
+    width = n // group
+    maxima = scores[:, :width].copy()
+    for start in range(width, group * width, width):
+        np.maximum(maxima, scores[:, start : start + width], out=maxima)
+    _refuse_nan(maxima, scores[:, group * width :])
+    # k groups reach the k-th largest maximum, so at least k entries do.
+    bound = np.partition(maxima, width - k, axis=1)[:, width - k]
+    bound = np.maximum(bound, np.finfo(scores.dtype).min)
+    reached = scores >= bound[:, None]
+    crowd = 4 * k + 64
+    crowded = np.empty(0, np.intp)
+    if np.count_nonzero(reached) > rows * crowd:  # many equal scores
+        crowded = np.flatnonzero(reached.sum(axis=1, dtype=np.int32) > crowd)
+        reached[crowded] = False
+    row, column = np.divmod(np.flatnonzero(reached), n)
+    indices, best = _first(*_padded(row, column, scores[row, column], rows, least=k), k)
+    if len(crowded):
+        indices[crowded], best[crowded] = _by_partition(scores[crowded], k)
+    return indices, best
+
+
+def _by_partition(scores: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
+    """As `_largest`, in time and memory that do not depend on the scores."""
+    _refuse_nan(scores)
+    rows, n = scores.shape
+    bound = np.partition(scores, n - k, axis=1)[:, n - k, None]
+    above, level = scores > bound, scores == bound
+    room = k - above.sum(axis=1, keepdims=True, dtype=np.int32)
+    level &= np.cumsum(level, axis=1, dtype=np.int32) <= room
+    indices = np.nonzero(above | level)[1].reshape(rows, k).astype(np.int32)
+    values = np.take_along_axis(scores, indices, axis=1)
+    return _first(np.where(values > -np.inf, indices, -1), values, k)
+
+
+def _first(indices: np.ndarray, values: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
+    """The k best of each row; equal values stay in their order."""
+    order = np.argsort(-values, axis=1, kind="stable")[:, :k]
+    return np.take_along_axis(indices, order, axis=1), np.take_along_axis(values, order, axis=1)
+
+
+def _padded(
+    row: np.ndarray, column: np.ndarray, values: np.ndarray, rows: int, *, least: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """Entries listed by ascending row as matrices [rows, longest], filled up at the right."""
+    count = np.bincount(row, minlength=rows)
+    place = np.arange(len(row)) - (np.cumsum(count) - count)[row]
+    shape = rows, max(least, int(count.max(initial=0)))
+    indices, best = np.full(shape, -1, np.int32), np.full(shape, -np.inf, values.dtype)
+    indices[row, place], best[row, place] = column, values
+    return indices, best
+
+
+class _SelfSearch:
+    """All against all by tiles of the upper triangle; each serves its rows and its columns.
+
+    Both directions meet the other side in ascending order, so an entry enters the running lists
+    only above the k-th score, and equal scores need no thought.
+    """
+
+    def __init__(self, f, k: int, metric: str, worst: bool):
+        if metric != "cosine" and _fits(np.asarray(f)):
+            f, norms = np.asarray(f), check_features(metric, features=f)["features"]
+        else:
+            f, norms = joined(metric, features=f)
+        n = len(f)
+        _check_k(k, n)
+        self.f, self.k, self.metric, self.norms = f, k, metric, norms
+        self.tile = min(_TILE, round_up(n, 2 * _TILE_GROUP))
+        bias = np.zeros(n)
+        if metric == "euclidean":
+            bias = -0.5 * np.square(norms, dtype=np.float64)
+        # Padding never scores.
+        self.bias = np.full(round_up(n, self.tile), -np.inf, f.dtype)
+        self.bias[:n] = bias
+        self.indices = np.full((n, k), -1, np.int32)
+        self.scores = np.full((n, k), -np.inf, f.dtype)
+        self.low = np.full(n, np.inf, f.dtype) if worst else None
+
+    def run(self, progress: bool) -> tuple[Neighbors, np.ndarray | None]:
+        starts = range(0, len(self.f), self.tile // 2)
+        total = sum(-(-(len(self.f) - s // self.tile * self.tile) // self.tile) for s in starts)
+        waiting = None
+        with progress_bar(total, "neighbours", progress) as bar:
+            # XLA multiplies one tile while NumPy searches the one before.
+            for product in self._products(starts):
+                if waiting is not None:
+                    self._search(*waiting)
+                    bar.update()
+                waiting = product
+            self._search(*waiting)
+            bar.update()
+        return self._result()
+
+    def _result(self) -> tuple[Neighbors, np.ndarray | None]:
+        scores, low = self.scores, self.low
+        if self.metric == "euclidean":
+            squared = np.square(self.norms, dtype=np.float64)
+            scores = _negative_distance(squared[:, None], scores)
+            low = None if low is None else _negative_distance(squared, low)
+        return Neighbors(self.indices, scores), low
+
+    def _products(self, starts: range) -> Iterator[tuple]:
+        for top in starts:
+            left = self._rows(top, self.tile // 2)
+            left_bias = self.bias[top : top + self.tile // 2]
+            for start in range(top // self.tile * self.tile, len(self.f), self.tile):
+                right = self._rows(start, self.tile)
+                right_bias = self.bias[start : start + self.tile]
+                product = _tile(left, right, left_bias, right_bias, self.low is not None)
+                yield top, start, product
+
+    def _rows(self, start: int, size: int) -> jax.Array:
+        rows = self.f[start : start + size]
+        if len(rows) < size:
+            padded = aligned((size, self.f.shape[1]), self.f.dtype)
+            padded[: len(rows)], padded[len(rows) :] = rows, 0
+            rows = padded
+        return jax.device_put(rows, jax.devices("cpu")[0])
+
+    def _search(self, top: int, start: int, product: tuple) -> None:
+        scores, maxima, low = (jax.tree.map(np.asarray, x) for x in product)
+        self._merge(scores, maxima[0], low and low[0], top, start, self.bias[start:])
+        if start > top:  # a tile on the diagonal holds both directions already
+            self._merge(scores.T, maxima[1].T, low and low[1], start, top, self.bias[top:])
+
+    def _merge(self, scores, maxima, low, first: int, offset: int, bias) -> None:
+        """Takes what lines first, first + 1, ... find among items offset, offset + 1, ..."""
+        lines = min(len(scores), len(self.f) - first)
+        mine = slice(first, first + lines)
+        if low is not None:
+            np.minimum(self.low[mine], low[:lines], out=self.low[mine])
+        bias = bias[: scores.shape[1]]
+        floor = self.scores[mine, -1]
+        reached = maxima[:lines] > floor[:, None]
+        number = reached.sum(axis=1)
+        crowded = np.flatnonzero(number > _CROWDED)
+        reached[crowded] = False
+        line, group = np.nonzero(reached)
+        column = group[:, None] * _TILE_GROUP + np.arange(_TILE_GROUP)
+        values = scores[line[:, None], column] + bias[column]
+        good = values > floor[line][:, None]
+        line, column, values = np.repeat(line, good.sum(axis=1)), column[good], values[good]
+        found = np.bincount(line, minlength=lines) > 0
+        quiet, line = np.flatnonzero(found), (np.cumsum(found) - 1)[line]
+        self._insert(first + quiet, offset, *_padded(line, column, values, len(quiet), least=0))
+        if len(crowded):
+            whole = np.ascontiguousarray(scores[crowded]) + bias
+            self._insert(first + crowded, offset, *largest(whole, min(self.k, whole.shape[1])))
+
+    def _insert(self, rows, offset: int, indices: np.ndarray, values: np.ndarray) -> None:
+        indices = np.where(indices < 0, -1, indices + np.int32(offset))
+        self.indices[rows], self.scores[rows] = _first(
+            np.concatenate([self.indices[rows], indices], axis=1),
+            np.concatenate([self.scores[rows], values], axis=1),
+            self.k,
+        )
+
+
+@functools.partial(jax.jit, static_argnames="worst")
+def _tile(left, right, left_bias, right_bias, worst: bool):
+    """Products [R, C], maxima of groups along both axes, lowest scores along both axes."""
+    product = numerics.einsum("qd,gd->qg", left, right)
+    across, down = product + right_bias, product + left_bias[:, None]
+    rows, columns = product.shape
+    maxima = (
+        across.reshape(rows, -1, _TILE_GROUP).max(axis=2),
+        down.reshape(-1, _TILE_GROUP, columns).max(axis=1),
+    )
+    if not worst:
+        return product, maxima, None
+    low = (
+        jnp.where(jnp.isinf(right_bias), jnp.inf, across).min(axis=1),
+        jnp.where(jnp.isinf(left_bias)[:, None], jnp.inf, down).min(axis=0),
+    )
+    return product, maxima, low
+
+
+def _device_top_k(provider: FeatureScores, k: int, progress: bool) -> tuple[Neighbors, np.ndarray]:
+    """As `top_k` by sorting on the device, and the lowest score of each query."""
+    queries, size = provider.shape
+    gallery, bias = provider.on_device()
+    query = jnp.asarray(provider.query)
+    block = min(power_of_two(queries), power_of_two(_DEVICE_ELEMENTS // len(gallery) + 1) // 2)
+    block = max(block, 1)
+    parts = []
+    with progress_bar(queries, "neighbours", progress) as bar:
+        for start in range(0, queries, block):
+            # The last block repeats the last query: one shape, one compilation.
+            rows = np.minimum(np.arange(start, start + block), queries - 1)
+            parts.append(
+                jax.device_get(_block_top_k(query[rows], gallery, bias, size, k, provider.metric))
+            )
+            bar.update(min(block, queries - start))
+    indices, scores, low = (np.concatenate(x)[:queries] for x in zip(*parts, strict=True))
+    every = np.arange(queries)
+    return Neighbors(indices, provider.reported(every, scores)), provider.reported(every, low)
+
+
+@functools.partial(jax.jit, static_argnames=("k", "metric"))
+def _block_top_k(query, gallery, bias, size, k: int, metric: str):
+    query = query.astype(gallery.dtype)
+    if metric == "cosine":
+        query = numerics.l2_normalize(query)
+    scores = numerics.einsum("qd,gd->qg", query, gallery) + bias
+    real = jnp.arange(len(gallery)) < size
+    best, indices = jax.lax.top_k(jnp.where(real, scores, -jnp.inf), k)
+    return indices.astype(jnp.int32), best, jnp.where(real, scores, jnp.inf).min(axis=1)
+
+
+def _on_device(engine: str) -> bool:
+    require_choice("engine", engine, ENGINES)
+    return engine == "device" or (engine == "auto" and jax.default_backend() != "cpu")
+
+
+def _negative_distance(squared: np.ndarray, scores: np.ndarray) -> np.ndarray:
+    return -np.sqrt(np.maximum(squared - 2.0 * scores, 0.0)).astype(scores.dtype)
+
+
+def _copy_rows(source: np.ndarray, target: np.ndarray, norms: np.ndarray | None) -> None:
+    def work(start: int, stop: int) -> None:
+        if norms is None:
+            target[start:stop] = source[start:stop]
+        else:
+            np.divide(source[start:stop], norms[start:stop, None], out=target[start:stop])
+
+    in_threads(work, *source.shape)
+
+
+def _fits(f: np.ndarray) -> bool:
+    """Whether XLA takes tiles of these rows as they lie."""
+    return (
+        f.dtype == jnp.promote_types(jnp.result_type(f), jnp.float32)
+        and f.flags.c_contiguous
+        and f.ctypes.data % ALIGNMENT == 0
+    )
+
+
+def _refuse_nan(*scores: np.ndarray) -> None:
+    if any(np.isnan(x).any() for x in scores):
+        raise ValueError("scores hold NaN; expected numbers, check the features they come from")
+
+
+def _check_k(k: int, size: int) -> None:
+    if not 1 <= k <= size:
+        raise ValueError(f"k is {k}; expected 1..{size}, the number of items to choose from")

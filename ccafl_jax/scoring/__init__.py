@@ -1,0 +1,1 @@
+"""Where data sets meet evaluation: which features are queries and gallery, and the figures."""

@@ -1,0 +1,431 @@
+"""Figures of features under the protocol of their data set, with every rule they were made by."""
+
+import dataclasses
+import statistics
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from jax.sharding import Mesh
+
+from ccafl_jax.evaluation import results
+from ccafl_jax.evaluation.bootstrap import bootstrap as bootstrap_intervals
+from ccafl_jax.evaluation.camera_pairs import map_by_camera_pair
+from ccafl_jax.evaluation.protocols import PROTOCOLS, Protocol, protocol_of
+from ccafl_jax.evaluation.ranking import Ranking, rank_by
+from ccafl_jax.neighbors.similarity import METRICS
+from ccafl_jax.options import require, require_choice
+from ccafl_jax.scoring.feature_set import DISTRACTOR, FeatureSet
+from ccafl_jax.scoring.groups import GroupedScores, tracks_of
+from ccafl_jax.scoring.published_lists import USES, agreement
+from ccafl_jax.scoring.published_lists import published_lists as lists_of
+from ccafl_jax.scoring.scores import POOLS, Expand, Rerank, scores_of
+from ccafl_jax.scoring.trials import Trial, same_item, trials
+
+_SHARED = ("feature", "flip", "pooling", "preprocess", "unit", "orientation")
+_OWN_CAMERAS = "manifest"
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Scored:
+    """One ranking of an evaluation.
+
+    Attributes:
+      name: of the trial, with the split where there are several sets.
+      features: the set that was ranked.
+      query: int64[Q], its rows that are the queries.
+      gallery: int64[G], its rows that are the gallery; of tracks, the first image of each.
+      ranking: of them.
+      figures: of this ranking alone, and counts.
+    """
+
+    name: str
+    features: FeatureSet
+    query: np.ndarray
+    gallery: np.ndarray
+    ranking: Ranking
+    figures: dict[str, Any]
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Evaluation:
+    """What an evaluation found.
+
+    Attributes:
+      figures: means over all rankings, the rules, counts and warnings; JSON-able.
+      per_trial: figures and counts of each ranking.
+      scored: the rankings.
+    """
+
+    figures: dict[str, Any]
+    per_trial: list[dict[str, Any]]
+    scored: tuple[Scored, ...]
+
+    def retrieval(self, number: int = 0) -> results.Retrieval:
+        """One ranking with names, labels and rules, to be saved or looked at.
+
+        Args:
+          number: of the ranking.
+        """
+        one = self.scored[number]
+        sides = {}
+        for side, rows in (("query", one.query), ("gallery", one.gallery)):
+            sides[f"{side}_names"] = one.features.names[rows]
+            sides[f"{side}_pid"] = one.features.pid[rows]
+            sides[f"{side}_camid"] = one.features.camid[rows]
+        own, all_rules = one.ranking.rules, self.figures["rules"]
+        rules = {key: value for key, value in all_rules.items() if key not in own}
+        rules |= {"feature_metric": all_rules["metric"]}
+        rules |= {"dataset": self.figures["dataset"], "trial_name": one.name}
+        return results.retrieval(one.ranking, rules=rules, **sides)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Settings:
+    """Options of `evaluate` beside the protocol."""
+
+    metric: str
+    rerank: Rerank | None
+    expand: Expand | None
+    multi_query: str | None
+    tracks: bool
+    distractors: bool
+    published_lists: str
+    bootstrap: int
+    camera_pairs: bool
+    top: int
+    engine: str
+    mesh: Mesh | None
+    progress: bool
+
+    def __post_init__(self):
+        require_choice("metric", self.metric, METRICS)
+        require_choice("published_lists", self.published_lists, USES)
+        if self.multi_query is not None:
+            require_choice("multi_query", self.multi_query, POOLS)
+        require(self.bootstrap >= 0, f"bootstrap is {self.bootstrap}, must be 0 or more samples")
+        require(
+            not self.tracks or self.published_lists == "ignore",
+            "published lists are of images, not of tracks: use one of the two",
+        )
+
+
+def evaluate(
+    sets: FeatureSet | Sequence[FeatureSet],
+    *,
+    protocol: str | Protocol | None = None,
+    metric: str = "cosine",
+    rerank: Rerank | None = None,
+    expand: Expand | None = None,
+    multi_query: str | None = None,
+    tracks: bool = False,
+    distractors: bool = False,
+    published_lists: str = "ignore",
+    bootstrap: int = 0,
+    camera_pairs: bool = False,
+    top: int = 0,
+    engine: str = "auto",
+    mesh: Mesh | None = None,
+    progress: bool = False,
+    **options: Any,
+) -> Evaluation:
+    """Scores features.
+
+    Args:
+      sets: features of a test set; or several, one for each model of a data set with splits, whose
+        figures are averaged.
+      protocol: a `Protocol` or the name of one; by default that of the data set, and of sets that
+        know no camera `no_cameras`.
+      metric: `cosine`, `euclidean` or `dot`.
+      rerank: re-rank by k-reciprocal neighbours; for `cosine` and `euclidean`.
+      expand: average each query with its nearest gallery items first; for `cosine`.
+      multi_query: `mean` or `max`: what the part `multi_query` holds of a query's identity and
+        camera is pooled to its feature.
+      tracks: the gallery is one of tracks (VeRi-776), each as near as the nearest of its images.
+      distractors: join the part `distractors` to the gallery.
+      published_lists: `ignore`, `use` the data set's good and junk lists in place of identities
+        and cameras, or `check`: compare the two and go by identities.
+      bootstrap: samples of 95 % intervals over the identities of the queries; 0 for none.
+      camera_pairs: mAP for each pair of cameras, too.
+      top: number of best items that rankings keep of each query.
+      engine: see `ccafl_jax.evaluation.ranking.rank_by`, like `mesh`.
+      mesh: the devices.
+      progress: show bars.
+      **options: of the protocol, in place of its own: `ap`, `no_match`, `same_camera`, `mode`,
+        `shots`, `draw`, `trials`, `direction`, ...; see `Protocol`.
+
+    Returns:
+      `Evaluation`. Its figures are means over the trials of a set, then over the sets; `NAME_std`
+      is the standard deviation (n - 1) over the sets or, of one set, over its trials.
+
+    Raises:
+      ValueError: an unknown option or value, sets that do not belong together, or a set that lacks
+        what is asked for.
+    """
+    sets = (sets,) if isinstance(sets, FeatureSet) else tuple(sets)
+    _check_together(sets)
+    settings = _Settings(
+        metric=metric,
+        rerank=rerank,
+        expand=expand,
+        multi_query=multi_query,
+        tracks=tracks,
+        distractors=distractors,
+        published_lists=published_lists,
+        bootstrap=bootstrap,
+        camera_pairs=camera_pairs,
+        top=top,
+        engine=engine,
+        mesh=mesh,
+        progress=progress,
+    )
+    require(
+        not bootstrap or len(sets) == 1,
+        "bootstrap goes over the queries of one set; the spread over several is NAME_std",
+    )
+    protocol, warnings = _protocol(sets, protocol)
+    protocol = protocol.replace(**options)
+    by_set = [_score_set(features, protocol, settings, several=len(sets) > 1) for features in sets]
+    scored = tuple(one for found in by_set for one in found)
+    figures = {
+        "dataset": sets[0].dataset,
+        "protocol": protocol.name,
+        **_means(by_set, protocol.figures),
+        "counts": _counts(scored),
+        "rules": _rules(sets, protocol, settings, by_set),
+        "warnings": [*warnings, *_camera_warnings(scored, protocol)],
+    }
+    if "trained_on" in sets[0].meta:
+        figures["trained_on"] = sets[0].meta["trained_on"]
+    if bootstrap:
+        figures["intervals"] = _intervals(scored, protocol, bootstrap)
+    for key in ("published_lists", "camera_pairs"):
+        if len(scored) == 1 and key in scored[0].figures:
+            figures[key] = scored[0].figures[key]
+    return Evaluation(figures, [one.figures for one in scored], scored)
+
+
+def _check_together(sets: tuple[FeatureSet, ...]) -> None:
+    """Raises ValueError unless figures of the sets may be averaged."""
+    require(len(sets) > 0, "there is no set of features to score")
+    names = sorted({features.dataset for features in sets})
+    require(
+        len(names) == 1,
+        f"the sets are of {' and '.join(map(repr, names))}; expected one data set: score them one "
+        "by one",
+    )
+    for key in _SHARED:
+        values = [features.meta.get(key) for features in sets]
+        for value in values:
+            require(
+                value == values[0],
+                f"{key} is {values[0]!r} in one set and {value!r} in another; expected features "
+                "of one kind",
+            )
+    splits = [features.meta.get("split") for features in sets]
+    for split in splits:
+        require(
+            split is None or splits.count(split) == 1,
+            f"there are {splits.count(split)} sets of split {split}; expected one of each split",
+        )
+
+
+def _protocol(
+    sets: tuple[FeatureSet, ...], asked: str | Protocol | None
+) -> tuple[Protocol, list[str]]:
+    """The protocol before options, and warnings."""
+    known = any(np.any(features.camid >= 0) for features in sets)
+    if isinstance(asked, Protocol):
+        protocol = asked
+    else:
+        protocol = protocol_of(asked or sets[0].dataset or _OWN_CAMERAS)
+    if known or protocol.same_camera == "none":
+        return protocol, []
+    if asked is not None:
+        return protocol, [f"no camera is known: the camera rule of {protocol.name} has no effect"]
+    without = PROTOCOLS["no_cameras"]
+    text = "no camera is known: nothing is left out but the query image itself"
+    rules = {key: getattr(without, key) for key in ("name", "same_camera", "note")}
+    return protocol.replace(**rules, locations=()), [text]
+
+
+def _score_set(
+    features: FeatureSet, protocol: Protocol, settings: _Settings, *, several: bool
+) -> list[Scored]:
+    split = f"split {features.meta.get('split', '?')}, " if several else ""
+    return [
+        _score_trial(features, trial, protocol, settings, name=split + trial.name)
+        for trial in trials(features, protocol, distractors=settings.distractors)
+    ]
+
+
+def _score_trial(
+    features: FeatureSet, trial: Trial, protocol: Protocol, settings: _Settings, *, name: str
+) -> Scored:
+    scores, counted = scores_of(
+        features,
+        trial,
+        metric=settings.metric,
+        rerank=settings.rerank,
+        expand=settings.expand,
+        multi_query=settings.multi_query,
+        progress=settings.progress,
+    )
+    gallery, items = trial.gallery, same_item(features, trial)
+    if settings.tracks:
+        offsets, values, more = tracks_of(features, trial)
+        scores, counted = GroupedScores(scores, offsets, values), counted | more
+        gallery, items = trial.gallery[values[offsets[:-1]]], None
+    labels = [
+        column[rows]
+        for column in (features.pid, features.camid)
+        for rows in (trial.query, gallery)
+    ]  # fmt: skip
+    codes = features.camera_codes
+    rules = protocol.relevance(*labels, camera_codes=codes, same_item=items)
+    figures: dict[str, Any] = {"trial": name}
+    if settings.published_lists != "ignore":
+        lists = lists_of(features, trial)
+        figures["published_lists"] = agreement(lists, rules)
+        if settings.published_lists == "use":
+            rules = protocol.relevance(
+                *labels,
+                camera_codes=codes,
+                same_item=items,
+                good=lists.good,
+                junk_lists=lists.junk,
+            )
+    ranking = rank_by(
+        scores,
+        rules,
+        top=settings.top,
+        engine=settings.engine,
+        mesh=settings.mesh,
+        progress=settings.progress,
+        **protocol.ranking_options(),
+    )
+    figures |= {figure: _value(ranking, figure) for figure in protocol.figures}
+    figures |= {"queries": ranking.queries, "skipped": ranking.skipped}
+    figures["counts"] = _trial_counts(features, trial, gallery) | counted
+    if settings.camera_pairs:
+        pairs = map_by_camera_pair(
+            scores,
+            *labels,
+            same_camera=protocol.same_camera,
+            locations=protocol.location_by_camid(codes),
+            junk=protocol.junk,
+            same_item=items,
+            ap=protocol.ap,
+        )
+        figures["camera_pairs"] = pairs.as_dict(codes)
+    return Scored(name, features, trial.query, gallery, ranking, figures)
+
+
+def _trial_counts(features: FeatureSet, trial: Trial, gallery: np.ndarray) -> dict[str, int]:
+    without = ~np.isin(features.pid[gallery], features.pid[trial.query])
+    return {
+        "queries": len(trial.query),
+        "gallery": len(gallery),
+        "junk_dropped": trial.junk,
+        "queries_without_identity_dropped": trial.unlabelled,
+        "gallery_of_ids_without_query": int(without.sum()),
+        "distractors_joined": int(np.sum(features.part[trial.gallery] == DISTRACTOR)),
+    }
+
+
+def _value(ranking: Ranking, figure: str) -> float:
+    if figure in ("mAP", "mINP"):
+        return float(getattr(ranking, figure))
+    return float(ranking.cmc[int(figure.removeprefix("rank")) - 1])
+
+
+def _means(by_set: list[list[Scored]], names: Sequence[str]) -> dict[str, Any]:
+    """Means over the trials of each set, then over the sets, and their spread."""
+    figures: dict[str, Any] = {}
+    several = by_set if len(by_set) > 1 else [[one] for one in by_set[0]]
+    for name in names:
+        own = [statistics.fmean(one.figures[name] for one in found) for found in several]
+        figures[name] = statistics.fmean(own)
+        if len(own) > 1:
+            figures[f"{name}_std"] = statistics.stdev(own)
+    if len(several) > 1:
+        figures["std_over"] = "sets" if len(by_set) > 1 else "trials"
+    for name in ("queries", "skipped"):
+        own = [statistics.fmean(one.figures[name] for one in found) for found in by_set]
+        figures[name] = round(sum(own))
+    return figures
+
+
+def _counts(scored: tuple[Scored, ...]) -> dict[str, Any]:
+    """Counts that all rankings share as numbers, others as lists."""
+    found: dict[str, Any] = {"sets_and_trials": len(scored)}
+    for key in scored[0].figures["counts"]:
+        values = [one.figures["counts"][key] for one in scored]
+        found[key] = values[0] if len(set(values)) == 1 else values
+    return found
+
+
+def _rules(
+    sets: tuple[FeatureSet, ...],
+    protocol: Protocol,
+    settings: _Settings,
+    by_set: list[list[Scored]],
+) -> dict[str, Any]:
+    rules = protocol.as_dict()
+    rules["protocol"] = rules.pop("name")
+    rules |= {
+        "metric": settings.metric,
+        "rerank": settings.rerank and dataclasses.asdict(settings.rerank),
+        "expand": settings.expand and dataclasses.asdict(settings.expand),
+        "multi_query": settings.multi_query,
+        "tracks": settings.tracks,
+        "distractors": settings.distractors,
+        "published_lists": settings.published_lists,
+        "sets": len(sets),
+        "trials": len(by_set[0]),
+    }
+    rules |= {key: sets[0].meta.get(key) for key in _SHARED}
+    splits = [features.meta.get("split") for features in sets]
+    rules["splits"] = splits if any(split is not None for split in splits) else None
+    return rules
+
+
+def _intervals(
+    scored: tuple[Scored, ...], protocol: Protocol, samples: int
+) -> dict[str, dict[str, float | int]]:
+    """Intervals over identities; a query's value is its mean over the trials where it counts."""
+    valid = np.stack([one.ranking.valid for one in scored])
+    times = np.maximum(valid.sum(axis=0), 1)
+    values = {
+        figure: np.stack([_by_query(one.ranking, figure) for one in scored]).sum(axis=0) / times
+        for figure in protocol.figures
+    }
+    pid = scored[0].features.pid[scored[0].query]
+    found = bootstrap_intervals(
+        values, valid.any(axis=0), pid, samples=samples, no_match=protocol.no_match
+    )
+    return {figure: interval.to_json() for figure, interval in found.items()}
+
+
+def _by_query(ranking: Ranking, figure: str) -> np.ndarray:
+    if figure in ("mAP", "mINP"):
+        return {"mAP": ranking.ap, "mINP": ranking.inp}[figure]
+    place = int(figure.removeprefix("rank"))
+    return ((ranking.first > 0) & (ranking.first <= place)).astype(np.float64)
+
+
+def _camera_warnings(scored: tuple[Scored, ...], protocol: Protocol) -> list[str]:
+    """Says where the camera rule has nothing to go by."""
+    one = scored[0]
+    if protocol.same_camera == "none" or not np.any(one.features.camid >= 0):
+        return []
+    sought = np.isin(one.features.pid[one.gallery], one.features.pid[one.query])
+    unknown = [
+        int(np.sum(one.features.camid[rows] < 0)) for rows in (one.query, one.gallery[sought])
+    ]
+    if not any(unknown):
+        return []
+    return [
+        f"{unknown[0]} queries and {unknown[1]} gallery images of their identities have no known "
+        "camera: for these the camera rule has no effect"
+    ]

@@ -1,0 +1,428 @@
+"""What was embedded: features with their labels, kept in a file to be scored again at no cost.
+
+    parts = parts_to_embed(collection)
+    features = ...                                   # of the records of the parts, in that order
+    save(path, feature_set(parts, features, dataset=collection.name, tables=collection.tables))
+
+The file is a plain .npz. `load` also takes one that was made with NumPy alone: `query_f`,
+`gallery_f`, `query_pid`, `gallery_pid` and, where cameras are known, `query_camid` and
+`gallery_camid`.
+"""
+
+import dataclasses
+import hashlib
+import json
+import os
+import pathlib
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from ccafl_jax.data.layouts import layout_of
+from ccafl_jax.data.layouts.query_lists import ROW_TABLES
+from ccafl_jax.data.names import Names
+from ccafl_jax.data.records import (
+    UNKNOWN_CAMERA,
+    Collection,
+    Records,
+    dense_cameras,
+    tracklets,
+)
+from ccafl_jax.files import replacing
+from ccafl_jax.neighbors.similarity import check_features
+from ccafl_jax.options import nearest_key
+
+QUERY, GALLERY, MULTI_QUERY, DISTRACTOR, TEST = range(5)
+"""What a row is; the trial decides for TEST."""
+PARTS = ("query", "gallery", "multi_query", "distractors", "test")
+"""Names of these parts, by number."""
+
+_FORMAT = "ccafl_jax features 1"
+_COLUMNS = ("features", "pid", "camid", "part")
+_ARRAYS = ("query_f", "gallery_f", "query_pid", "gallery_pid")
+_ROW_TABLES = {**ROW_TABLES, "track.values": "gallery"}
+_KEPT_TABLES = ("gt.", "track.", "permutations.")
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class FeatureSet:
+    """Features of a test set, one row per image or tracklet.
+
+    Attributes:
+      dataset: name of the data set, a key of `ccafl_jax.data.layouts.LAYOUTS`; may be empty.
+      features: float32[N, D], need not be normalised.
+      pid: int32[N], raw identities (-1 junk, 0 distractors where the set has them, -2 unlabelled).
+      camid: int32[N], cameras counted from 0; -1 where unknown.
+      part: int8[N], numbers of PARTS. Rows of a part stand in the order of its records.
+      names: str[N], path of the image, or of the first frame; may be empty.
+      modality: int8[N], 0 visible and 1 infrared, or None.
+      camera_codes: `camera_codes[camid]` is the code in the file names.
+      tables: the data set's lists, tracks and draws by name; see its reader.
+      meta: what made the features, JSON-able: feature, flip, model, fingerprint, split, ...
+
+    Raises:
+      ValueError: columns that do not fit together.
+    """
+
+    dataset: str
+    features: np.ndarray
+    pid: np.ndarray
+    camid: np.ndarray
+    part: np.ndarray
+    names: np.ndarray
+    modality: np.ndarray | None = None
+    camera_codes: tuple[int, ...] = ()
+    tables: Mapping[str, np.ndarray] = dataclasses.field(default_factory=dict)
+    meta: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+
+    def __post_init__(self):
+        if np.ndim(self.features) != 2 or 0 in np.shape(self.features):
+            raise ValueError(f"features have shape {np.shape(self.features)}; expected [n, dim]")
+        for name in ("pid", "camid", "part", "names", "modality"):
+            column = getattr(self, name)
+            if column is not None and np.shape(column) != (len(self.features),):
+                raise ValueError(
+                    f"{name} has shape {np.shape(column)}; expected ({len(self.features)},), one "
+                    "for each row of the features"
+                )
+        if np.min(self.part) < 0 or np.max(self.part) >= len(PARTS):
+            raise ValueError(f"part holds numbers outside 0 to {len(PARTS) - 1}: {PARTS}")
+        highest = int(np.max(self.camid))
+        if np.min(self.camid) < UNKNOWN_CAMERA or highest >= len(self.camera_codes):
+            raise ValueError(
+                f"camid reaches from {np.min(self.camid)} to {highest}; expected -1 to "
+                f"{len(self.camera_codes) - 1}, as there are {len(self.camera_codes)} camera_codes"
+            )
+
+    def __len__(self) -> int:
+        return len(self.features)
+
+    def rows(self, part: int) -> np.ndarray:
+        """int64[k], the rows of a part."""
+        return np.flatnonzero(self.part == part)
+
+    def take(self, rows: np.ndarray) -> "FeatureSet":
+        """The set at `rows` (indices in ascending order, or a mask).
+
+        Tables that hold rows follow: -1 stands for rows that are left out.
+        """
+        mask = np.zeros(len(self), bool)
+        mask[rows] = True
+        rows = np.flatnonzero(mask)
+        tables = dict(self.tables)
+        for table, part in _ROW_TABLES.items():
+            if table in tables:
+                keep = mask[self.rows(PARTS.index(part))]
+                # The entry at the end is where -1 looks.
+                number = np.append(np.where(keep, np.cumsum(keep) - 1, -1), -1)
+                tables[table] = number[tables[table]]
+        columns = {name: getattr(self, name)[rows] for name in (*_COLUMNS, "names")}
+        if self.modality is not None:
+            columns["modality"] = self.modality[rows]
+        return dataclasses.replace(self, tables=tables, **columns)
+
+    def check(self, where: str = "features") -> "FeatureSet":
+        """Itself, once its features are known to be finite and none of them zero.
+
+        Raises:
+          ValueError: they are not; with their number and the first of them.
+        """
+        try:
+            norms = check_features("euclidean", extracted=self.features)["extracted"]
+        except ValueError as error:
+            raise ValueError(f"{where}: {error}") from None
+        zero = np.flatnonzero(norms == 0)
+        if zero.size:
+            raise ValueError(
+                f"{where}: {len(zero)} of {len(self)} features are zero vectors (first: "
+                f"{self.describe(zero[0])}); expected none: drop these rows or look for the model "
+                "that made them"
+            )
+        return self
+
+    def describe(self, row: int) -> str:
+        """Names a row for messages."""
+        name = str(self.names[row])
+        return f"row {row}, {name}" if name else f"row {row}"
+
+
+def parts_to_embed(
+    collection: Collection,
+    *,
+    distractors: bool = False,
+    multi_query: bool = False,
+    **selection: Any,
+) -> dict[str, Records]:
+    """What to embed of a data set, by part.
+
+    Visible-infrared sets give one part `test`, from which trials draw queries and gallery.
+
+    Args:
+      collection: of the data set.
+      distractors: with its part of distractors.
+      multi_query: with its part of further query images.
+      **selection: `split` of iLIDS-VID and RegDB, `orientation` of iLIDS-VID.
+
+    Raises:
+      ValueError: a part is missing, or there are no queries.
+    """
+    layout = layout_of(collection.name)
+    wanted = {"distractors": distractors, "multi_query": multi_query}
+    for part in [part for part, asked in wanted.items() if asked]:
+        if not len(collection.parts.get(part, ())):
+            raise ValueError(f"{collection.root} has no part {part}; leave it out")
+    if "test" in collection.parts:
+        if selection:
+            raise ValueError(f"{collection.name} takes no {next(iter(selection))} here")
+        return {"test": collection.parts["test"]}
+    for option in selection:
+        if option not in ("split", "orientation") or layout.select.__name__ == "select_parts":
+            raise ValueError(f"{collection.name} takes no {option}; leave the option out")
+    dataset = layout.select(collection, **selection)
+    if not (len(dataset.query) and len(dataset.gallery)):
+        raise ValueError(
+            f"{dataset.root} has no test set: {len(dataset.query)} query and "
+            f"{len(dataset.gallery)} gallery images; queries and a gallery are needed"
+        )
+    if layout.kind == "visible_infrared":
+        return {"test": dataset.query.join(dataset.gallery)}
+    parts = {"query": dataset.query, "gallery": dataset.gallery}
+    return parts | {part: collection.parts[part] for part in PARTS if wanted.get(part)}
+
+
+def feature_set(
+    parts: Mapping[str, Records],
+    features: np.ndarray,
+    *,
+    dataset: str,
+    camera_codes: tuple[int, ...],
+    tables: Mapping[str, np.ndarray] | None = None,
+    meta: Mapping[str, Any] | None = None,
+) -> FeatureSet:
+    """Puts features and the labels of what they are of together.
+
+    Args:
+      parts: records by name, of PARTS.
+      features: float[N, D] of all records in the order of `parts`; of images, or of tracklets
+        where the records have them.
+      dataset: name of the data set.
+      camera_codes: raw camera codes, by camid.
+      tables: of the collection; those about the test are kept.
+      meta: what made the features.
+
+    Raises:
+      ValueError: an unknown part, another number of features than of images or tracklets, NaN
+        or zero features.
+    """
+    for part in parts:
+        if part not in PARTS:
+            raise ValueError(f"unknown part {part!r}; did you mean {nearest_key(part, PARTS)}?")
+    features = _as_features(features)
+    images = sum(map(len, parts.values()))
+    unit, starts = "image", {name: np.arange(len(records)) for name, records in parts.items()}
+    if len(features) != images and all(r.tracklet is not None for r in parts.values()):
+        unit, starts = "tracklet", {name: tracklets(r).start for name, r in parts.items()}
+    count = sum(map(len, starts.values()))
+    if len(features) != count:
+        of = f"{images} images" + (f" and {count} tracklets" if unit == "tracklet" else "")
+        raise ValueError(f"{len(features)} features of {of}; expected one for each")
+    chosen = [records.take(starts[name]) for name, records in parts.items()]
+    tables = {n: t for n, t in (tables or {}).items() if n.startswith(_KEPT_TABLES)}
+    return FeatureSet(
+        dataset=dataset,
+        features=features,
+        pid=np.concatenate([records.pid for records in chosen]),
+        camid=np.concatenate([records.camid for records in chosen]),
+        part=np.repeat([PARTS.index(n) for n in parts], [len(r) for r in chosen]).astype(np.int8),
+        names=np.array([name for records in chosen for name in records.path], np.str_),
+        modality=_modality(chosen),
+        camera_codes=tuple(camera_codes),
+        tables=tables if unit == "image" else {},
+        meta={**(meta or {}), "unit": unit},
+    ).check()
+
+
+def save(path: str | os.PathLike, features: FeatureSet) -> None:
+    """Writes a set of features, whole or not at all.
+
+    Args:
+      path: of the .npz file; its folder exists.
+      features: to write.
+
+    Raises:
+      ValueError: features that are not finite, or zero.
+    """
+    features.check(str(path))
+    names, offsets = Names.pack(str(name) for name in features.names).packed()
+    arrays = {name: getattr(features, name) for name in _COLUMNS}
+    arrays |= {"format": np.array(_FORMAT), "names": names, "names.offsets": offsets}
+    arrays |= {f"table.{name}": table for name, table in features.tables.items()}
+    if features.modality is not None:
+        arrays["modality"] = features.modality
+    about = {
+        "dataset": features.dataset,
+        "camera_codes": list(features.camera_codes),
+        "meta": dict(features.meta),
+    }
+    arrays["about"] = np.array(json.dumps(about))
+    with replacing(path) as partial, partial.open("wb") as file:
+        np.savez(file, **arrays)
+
+
+def load(path: str | os.PathLike) -> FeatureSet:
+    """Reads a set of features.
+
+    Args:
+      path: of a file by `save`, or of an .npz with `query_f` (float[Q, D]), `gallery_f`
+        (float[G, D]), `query_pid` (int[Q]), `gallery_pid` (int[G]) and, optionally, `query_camid`
+        (int[Q]), `gallery_camid` (int[G]), any whole numbers from 0 or -1 for unknown, and
+        `dataset`, the name of a data set.
+
+    Raises:
+      FileNotFoundError: there is no such file.
+      ValueError: it is no such file, or columns do not fit, or features are NaN or zero.
+    """
+    path = pathlib.Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"no file {path} with features")
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            arrays = {name: file[name] for name in file.files}
+    except Exception:  # NumPy raises many kinds; all mean that it cannot be read.
+        raise ValueError(
+            f"{path} is no .npz file of arrays; expected features written by save, or an .npz "
+            f"with {', '.join(_ARRAYS)}"
+        ) from None
+    try:
+        return (_from_saved if "format" in arrays else _from_arrays)(arrays).check(str(path))
+    except ValueError as error:
+        text = str(error)
+        raise ValueError(text if text.startswith(str(path)) else f"{path}: {text}") from None
+
+
+def fingerprint(**what: Any) -> str:
+    """A hash of descriptions: of weights, data and preprocessing, to tell features apart.
+
+    Args:
+      **what: JSON-able values or arrays; mappings and sequences of these.
+
+    Returns:
+      64 hexadecimal digits.
+    """
+    text = json.dumps(what, sort_keys=True, default=_describe_array)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def _describe_array(value: Any) -> Any:
+    if isinstance(value, np.generic):
+        return value.item()
+    if not hasattr(value, "__array__"):
+        raise ValueError(f"cannot hash {type(value).__name__}; pass numbers, texts or arrays")
+    array = np.ascontiguousarray(value)
+    content = hashlib.sha256(array.view(np.uint8).data if array.size else b"").hexdigest()
+    return [array.dtype.str, list(array.shape), content]
+
+
+def _from_saved(arrays: Mapping[str, np.ndarray]) -> FeatureSet:
+    found = str(arrays["format"])
+    if found != _FORMAT:
+        raise ValueError(f"format {found!r}, this version reads {_FORMAT!r}; extract them again")
+    wanted = (*_COLUMNS, "names", "names.offsets", "about")
+    missing = [name for name in wanted if name not in arrays]
+    if missing:
+        raise ValueError(f"lacks {', '.join(missing)}; the file is damaged, extract them again")
+    offsets = arrays["names.offsets"]
+    try:
+        about = json.loads(str(arrays["about"]))
+        dataset, codes, meta = (about[key] for key in ("dataset", "camera_codes", "meta"))
+    except (ValueError, KeyError, TypeError):
+        raise ValueError("the description is damaged; extract the features again") from None
+    return FeatureSet(
+        dataset=dataset,
+        features=_as_features(arrays["features"]),
+        **{name: arrays[name] for name in ("pid", "camid", "part")},
+        names=np.array(list(Names(arrays["names"], offsets[:-1], offsets[1:])), np.str_),
+        modality=arrays.get("modality"),
+        camera_codes=tuple(codes),
+        tables={
+            name.removeprefix("table."): table
+            for name, table in arrays.items()
+            if name.startswith("table.")
+        },
+        meta=meta,
+    )
+
+
+def _from_arrays(arrays: Mapping[str, np.ndarray]) -> FeatureSet:
+    missing = [name for name in _ARRAYS if name not in arrays]
+    if missing:
+        raise ValueError(
+            f"no {', '.join(missing)} among its arrays ({', '.join(sorted(arrays)) or 'none'}); "
+            "expected features written by save, or query_f, gallery_f, query_pid, gallery_pid "
+            "and optionally query_camid, gallery_camid"
+        )
+    sides = [_as_features(arrays[f"{side}_f"]) for side in ("query", "gallery")]
+    if sides[0].shape[1] != sides[1].shape[1]:
+        raise ValueError(
+            f"query_f {sides[0].shape} and gallery_f {sides[1].shape}; expected one dim for both"
+        )
+    cameras = [name for name in ("query_camid", "gallery_camid") if name in arrays]
+    if len(cameras) == 1:
+        raise ValueError(f"holds {cameras[0]} but not that of the other side; give both or none")
+    labels = {}
+    for kind in ("pid", "camid"):
+        for side, features in zip(("query", "gallery"), sides, strict=True):
+            name = f"{side}_{kind}"
+            unknown = np.full(len(features), UNKNOWN_CAMERA)
+            labels[name] = _whole(arrays.get(name, unknown), len(features), name)
+    (query_camid, gallery_camid), codes = dense_cameras(
+        labels["query_camid"], labels["gallery_camid"]
+    )
+    lengths = [len(features) for features in sides]
+    return FeatureSet(
+        dataset=str(arrays.get("dataset", "")),
+        features=np.concatenate(sides),
+        pid=np.concatenate([labels["query_pid"], labels["gallery_pid"]]).astype(np.int32),
+        camid=np.concatenate([query_camid, gallery_camid]),
+        part=np.repeat([QUERY, GALLERY], lengths).astype(np.int8),
+        names=np.full(sum(lengths), ""),
+        camera_codes=codes,
+        meta={},
+    )
+
+
+def _whole(column: np.ndarray, count: int, name: str) -> np.ndarray:
+    """A column of labels as int64, checked."""
+    if column.shape != (count,):
+        raise ValueError(f"{name} has shape {column.shape}; expected ({count},), one per feature")
+    if column.dtype.kind not in "iuf":
+        raise ValueError(f"{name} is of type {column.dtype}; expected whole numbers")
+    limit = np.iinfo(np.int32).max
+    with np.errstate(invalid="ignore"):
+        whole = column == np.floor(column)
+        bad = np.flatnonzero(~whole | (np.abs(column) > limit))
+    if bad.size:
+        raise ValueError(f"{name} holds {column[bad[0]]} (row {bad[0]}); expected 32-bit integers")
+    column = column.astype(np.int64)
+    lowest = UNKNOWN_CAMERA if name.endswith("camid") else -limit
+    if column.size and column.min() < lowest:
+        raise ValueError(f"{name} holds {column.min()}; expected 0 or more, or -1 for unknown")
+    return column
+
+
+def _as_features(features: np.ndarray) -> np.ndarray:
+    features = np.asarray(features)
+    if features.ndim != 2 or 0 in features.shape or features.dtype.kind not in "fiu":
+        raise ValueError(
+            f"features are {features.dtype}{list(features.shape)}; expected numbers [n, dim]"
+        )
+    return np.ascontiguousarray(features, np.float32)
+
+
+def _modality(chosen: list[Records]) -> np.ndarray | None:
+    if all(records.modality is None for records in chosen):
+        return None
+    return np.concatenate(
+        [np.zeros(len(r), np.int8) if r.modality is None else r.modality for r in chosen]
+    )
