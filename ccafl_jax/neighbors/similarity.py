@@ -21,8 +21,8 @@ from ccafl_jax import numerics
 from ccafl_jax.options import require_choice
 
 METRICS = ("cosine", "euclidean", "dot")
-BLOCK_ELEMENTS = 2**27
-"""Scores of a block on the host: 512 MiB in float32."""
+BLOCK_ELEMENTS = 2**26
+"""Scores of a block on the host: 256 MiB in float32."""
 ALIGNMENT = 64
 """Bytes: XLA takes arrays on the host that start at a multiple of them without a copy."""
 
