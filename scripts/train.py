@@ -81,7 +81,7 @@ def run(arguments: argparse.Namespace, overrides: list[str]) -> None:
 
 def remove_run(workdir: pathlib.Path) -> None:
     """Removes what a run writes; other files in the folder stay."""
-    for name in ("checkpoints", "tensorboard"):
+    for name in ("checkpoints", "features", "tensorboard"):
         shutil.rmtree(workdir / name, ignore_errors=True)
     for name in ("summary.json", "metrics.jsonl"):
         (workdir / name).unlink(missing_ok=True)

@@ -12,6 +12,7 @@ from tqdm import tqdm
 from ccafl_jax.deploy.bundle import ModelBundle
 from ccafl_jax.deploy.forward import all_arrays, compiled_embed
 from ccafl_jax.deploy.images import as_list, read_images
+from ccafl_jax.numerics import l2_normalize
 from ccafl_jax.training.description import Preprocess
 from ccafl_jax.training.sharding import make_mesh, replicate, shard_rows
 
@@ -73,6 +74,7 @@ class ImageEmbedder:
         images: object,
         cameras: int | Sequence[int] | None = None,
         *,
+        flip: bool = False,
         progress: bool | None = None,
     ) -> np.ndarray:
         """Retrieval features.
@@ -85,6 +87,7 @@ class ImageEmbedder:
             of any size, in a list or alone; or uint8[n, height, width, 3].
           cameras: the camera of each image, or one for all: rows counted from 0, which
             `camera_codes` explains; needed if and only if the model has a camera embedding.
+          flip: average the feature of each image with that of its mirror image.
           progress: whether to show a bar; None shows one for long work on a terminal.
 
         Returns:
@@ -101,6 +104,7 @@ class ImageEmbedder:
         if progress is None:
             progress = len(starts) >= _WATCHED and sys.stderr.isatty()
         size = {"height": self.preprocess.height, "width": self.preprocess.width}
+        step = _with_mirror_images(self._step) if flip else self._step
         parts, running = [], None
         with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:
             for start in tqdm(starts, desc="features", leave=False, disable=not progress):
@@ -109,7 +113,7 @@ class ImageEmbedder:
                 chosen = None if cameras is None else cameras[rows.start : rows.stop]
                 chosen = None if chosen is None else _filled(chosen, self.batch)
                 # One batch is computed while the next is decoded, and no more lie in memory.
-                running, done = self._step(pixels, chosen), running
+                running, done = step(pixels, chosen), running
                 parts += [] if done is None else [np.asarray(done)]
         parts += [] if running is None else [np.asarray(running)]
         return np.concatenate([np.zeros((0, self.features), np.float32), *parts])[:count]
@@ -175,6 +179,16 @@ class Embedder(ImageEmbedder):
             batch=-(-batch // size) * size,
             camera_codes=bundle.camera_codes,
         )
+
+
+def _with_mirror_images(step: Step) -> Step:
+    """Means of the features of images and of their mirror images, at unit length."""
+
+    def both(pixels: np.ndarray, cameras: np.ndarray | None) -> jax.Array:
+        mirrored = np.ascontiguousarray(pixels[:, :, ::-1])
+        return l2_normalize(step(pixels, cameras) + step(mirrored, cameras))
+
+    return both
 
 
 def _filled(rows: np.ndarray, batch: int) -> np.ndarray:

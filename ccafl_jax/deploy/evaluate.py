@@ -1,18 +1,23 @@
 """Figures of a trained model on a test set."""
 
+import dataclasses
+import os
 import pathlib
+import statistics
+from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 
-from ccafl_jax.data.decoded import ImageSequence
-from ccafl_jax.data.layouts import require_images
-from ccafl_jax.data.opening import open_dataset
+from ccafl_jax.data.layouts import LAYOUTS
+from ccafl_jax.data.opening import open_collection
 from ccafl_jax.data.prepared import find_prepared
-from ccafl_jax.data.records import ReIDDataset
-from ccafl_jax.data.sources import PixelFormat
+from ccafl_jax.data.records import Collection
 from ccafl_jax.deploy.bundle import ModelBundle
-from ccafl_jax.deploy.embedder import Embedder
-from ccafl_jax.training.features import query_then_gallery, score
+from ccafl_jax.deploy.features import as_trained, extract
+from ccafl_jax.evaluation.camera_bias import same_camera_share
+from ccafl_jax.scoring.evaluate import Evaluation, evaluate
+from ccafl_jax.scoring.feature_set import MULTI_QUERY, QUERY, FeatureSet
 
 
 def evaluate_bundle(
@@ -24,14 +29,13 @@ def evaluate_bundle(
     compute_dtype: str = "float32",
     no_match: str = "skip",
     distractors: bool = False,
-) -> dict[str, float | str]:
-    """Figures of a model on the test set of a data set.
+) -> dict[str, Any]:
+    """Figures of a model on the test set of a data set, under its protocol.
 
     Args:
       bundle: the model.
-      name: of the data set; default: that of a prepared set, else the one it was trained on,
-        else `market1501`.
-      root: its folder, raw or prepared; default: the one it was trained on.
+      name: see `open_test_set`.
+      root: see `open_test_set`.
       batch: images a call of the encoder.
       compute_dtype: dtype inside the encoder, "float32" or "bfloat16".
       no_match: see :func:`ccafl_jax.evaluation.ranking.rank`.
@@ -40,61 +44,83 @@ def evaluate_bundle(
     Raises:
       ValueError: no data set is known, or it has cameras that the model does not know.
     """
+    features = extract(
+        bundle,
+        open_test_set(bundle, name=name, root=root),
+        distractors=distractors,
+        batch=batch,
+        compute_dtype=compute_dtype,
+    )
+    return score(features, no_match=no_match, distractors=distractors).figures
+
+
+def open_test_set(
+    bundle: ModelBundle, *, name: str = "", root: str | os.PathLike = ""
+) -> Collection:
+    """The data set that a model is to be evaluated on.
+
+    Args:
+      bundle: the model.
+      name: of the data set; default: that of a prepared set, else the one it was trained on,
+        else `market1501`.
+      root: its folder, raw or prepared; default: the one it was trained on.
+
+    Raises:
+      FileNotFoundError: there is no such folder.
+      ValueError: no data set is known.
+    """
+    root = str(root)
     name = name or _name_of_set(bundle, root)
     root = root or bundle.data_root
     if not root:
         raise ValueError(f"{bundle.source} names no data set: pass --root DIR")
     if not pathlib.Path(root).exists():
         raise FileNotFoundError(f"no folder {root} with the data set: pass --root DIR")
-    dataset = open_dataset(name, root, **({"distractors": True} if distractors else {}))
-    require_images(dataset.name, "this evaluation")
-    if not (len(dataset.query) and len(dataset.gallery)):
-        raise ValueError(f"{dataset.root} has no test set: queries and a gallery are needed")
-    camid = query_then_gallery(dataset)[1]
-    if bundle.model.heads.cameras and np.any(camid < 0):
-        raise ValueError(
-            f"{int(np.sum(camid < 0))} images of {dataset.root} have no camera, and the model has "
-            "a camera embedding: leave them out (distractors, for one)"
-        )
-    cameras = camera_rows(bundle, dataset)[camid] if bundle.model.heads.cameras else None
-    model = Embedder(bundle, batch=batch, compute_dtype=compute_dtype, devices=0)
-    pixels = PixelFormat(model.preprocess.height, model.preprocess.width)
-    images = ImageSequence(dataset.query.join(dataset.gallery), pixels)
-    return score(model.embed(images, cameras), dataset, no_match=no_match)
+    return open_collection(name, root)
+
+
+def score(sets: FeatureSet | Sequence[FeatureSet], **options: Any) -> Evaluation:
+    """Figures of features, with the camera bias where they are of single images.
+
+    Args:
+      sets: see `ccafl_jax.scoring.evaluate.evaluate`.
+      **options: see there.
+
+    Returns:
+      `Evaluation`. Its figures hold `same_camera_share` as well: of the five nearest images of
+      other identities, the share from the image's own camera (junk, distractors and images of no
+      known camera left out); a mean over the sets.
+    """
+    sets = (sets,) if isinstance(sets, FeatureSet) else tuple(sets)
+    evaluation = evaluate(sets, **options)
+    if not all(map(_has_camera_bias, sets)):
+        return evaluation
+    share = statistics.fmean(map(_camera_share, sets))
+    return dataclasses.replace(
+        evaluation, figures=evaluation.figures | {"same_camera_share": share}
+    )
+
+
+def _has_camera_bias(features: FeatureSet) -> bool:
+    layout = LAYOUTS.get(features.dataset)
+    single = layout is None or layout.kind == "image"
+    return single and bool(np.any(features.camid >= 0))
+
+
+def _camera_share(features: FeatureSet) -> float:
+    queries = features.pid[features.rows(QUERY)]
+    wanted = np.isin(features.pid, queries[queries >= 0]) & (features.camid >= 0)
+    people = np.flatnonzero(wanted & (features.part != MULTI_QUERY))
+    return same_camera_share(
+        features.features[people], features.pid[people], features.camid[people]
+    )
 
 
 def _name_of_set(bundle: ModelBundle, root: str) -> str:
     """The name to open a folder by: empty where it holds one prepared set, which knows its name."""
-    trained = bundle.recipe.get("config", {}).get("data", {}).get("name", "market1501")
+    trained = as_trained(bundle, "data", "name")
     try:
         alone = root and find_prepared(root) is not None
     except ValueError:  # it holds several
         alone = False
-    return "" if alone else trained
-
-
-def camera_rows(bundle: ModelBundle, dataset: ReIDDataset) -> np.ndarray:
-    """Row of the model's camera embedding for each camera of a data set.
-
-    Cameras are matched by the numbers that data sets write, so a folder that lacks some of them
-    still meets the right rows.
-
-    Args:
-      bundle: a model with a camera embedding.
-      dataset: read from a folder.
-
-    Returns:
-      int32[cameras of the data set].
-
-    Raises:
-      ValueError: a camera that the model does not know.
-    """
-    count = bundle.model.heads.cameras
-    known = list(bundle.camera_codes) or list(range(1, count + 1))
-    unknown = sorted(set(dataset.camera_codes) - set(known))
-    if unknown:
-        raise ValueError(
-            f"{dataset.root} has the cameras {unknown}, which the model's camera embedding does "
-            f"not know (it knows {known}): evaluate it on the data set it was trained on"
-        )
-    return np.array([known.index(code) for code in dataset.camera_codes], np.int32)
+    return "" if alone else trained or "market1501"

@@ -60,7 +60,7 @@ def rank_on_devices(
     number = np.diff(found.matches.offsets)
     # Queries of like numbers of matches share a block: a block costs what its largest one does.
     order = np.argsort(number, kind="stable")
-    top = found.indices.shape[1]
+    top = min(found.indices.shape[1], size)
     with progress_bar(queries, "ranking", progress) as bar:
         for start in range(0, queries, block):
             rows = order[start : start + block]
@@ -84,9 +84,9 @@ def rank_on_devices(
             found.candidates[rows] = candidates
             if top:
                 absent = ~np.isfinite(values)
-                found.indices[rows] = np.where(absent, -1, best)
+                found.indices[rows, :top] = np.where(absent, -1, best)
                 reported = scores.reported(rows, np.where(absent, 0, values))
-                found.scores[rows] = np.where(absent, -np.inf, reported)
+                found.scores[rows, :top] = np.where(absent, -np.inf, reported)
             bar.update(len(rows))
 
 

@@ -33,7 +33,7 @@ def rank_on_host(
     left_out = counts.left_out()
     dropped = np.flatnonzero(~counts.kept)
     groups = _identity_groups(counts.gallery_pid) if collapse else None
-    top = found.indices.shape[1]
+    top = min(found.indices.shape[1], scores.shape[1])
     with progress_bar(scores.shape[0], "ranking", progress) as bar:
         for rows, block in scores.blocks(elements=elements):
 
@@ -47,8 +47,8 @@ def rank_on_host(
             in_threads(work, *block.shape)
             if top:
                 best = largest(block, top)
-                found.indices[rows] = best.indices
-                found.scores[rows] = scores.reported(rows, best.scores)
+                found.indices[rows, :top] = best.indices
+                found.scores[rows, :top] = scores.reported(rows, best.scores)
             bar.update(len(rows))
 
 

@@ -193,7 +193,7 @@ def rank_by(
       cmc: `image`, or `identity`: the list is cut down to the first image of each identity, as on
         SYSU-MM01.
       max_rank: length of the CMC.
-      top: number of best items to keep of each query.
+      top: number of best items to keep of each query; places beyond the gallery stay empty.
       engine: `host` sorts with NumPy, `device` counts in jitted blocks, queries split over the
         axis "data" of the mesh; `auto` takes the device where it is an accelerator or a mesh is
         given, and the scores come from features.
@@ -212,14 +212,11 @@ def rank_by(
     require_choice("cmc", cmc, CMC_RULES)
     require_choice("engine", engine, ENGINES)
     counts.check(scores.shape)
-    size = int(counts.kept.sum())
     block_elements = BLOCK_ELEMENTS if block_elements is None else block_elements
     if max_rank < 1 or block_elements < 1:
         raise ValueError(f"max_rank {max_rank} and block_elements {block_elements} must be >= 1")
-    if not 0 <= top <= size:
-        raise ValueError(
-            f"top is {top}, but {size} gallery items can be ranked; choose 0 to {size}"
-        )
+    if top < 0:
+        raise ValueError(f"top is {top}, must be 0 or more items")
     scores, counts, columns = _without_junk(scores, counts)
     found = nothing_yet(counts, top)
     work = {"collapse": cmc == "identity", "elements": block_elements, "progress": progress}

@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy as np
 
-from ccafl_jax.data.layouts import layout_of
+from ccafl_jax.data.layouts import layout_of, select
 from ccafl_jax.data.layouts.query_lists import ROW_TABLES
 from ccafl_jax.data.names import Names
 from ccafl_jax.data.records import (
@@ -167,7 +167,6 @@ def parts_to_embed(
     Raises:
       ValueError: a part is missing, or there are no queries.
     """
-    layout = layout_of(collection.name)
     wanted = {"distractors": distractors, "multi_query": multi_query}
     for part in [part for part, asked in wanted.items() if asked]:
         if not len(collection.parts.get(part, ())):
@@ -177,15 +176,15 @@ def parts_to_embed(
             raise ValueError(f"{collection.name} takes no {next(iter(selection))} here")
         return {"test": collection.parts["test"]}
     for option in selection:
-        if option not in ("split", "orientation") or layout.select.__name__ == "select_parts":
-            raise ValueError(f"{collection.name} takes no {option}; leave the option out")
-    dataset = layout.select(collection, **selection)
+        if option not in ("split", "orientation"):
+            raise ValueError(f"{option} is no choice of what is embedded; leave it out")
+    dataset = select(collection, **selection)
     if not (len(dataset.query) and len(dataset.gallery)):
         raise ValueError(
             f"{dataset.root} has no test set: {len(dataset.query)} query and "
             f"{len(dataset.gallery)} gallery images; queries and a gallery are needed"
         )
-    if layout.kind == "visible_infrared":
+    if layout_of(collection.name).kind == "visible_infrared":
         return {"test": dataset.query.join(dataset.gallery)}
     parts = {"query": dataset.query, "gallery": dataset.gallery}
     return parts | {part: collection.parts[part] for part in PARTS if wanted.get(part)}

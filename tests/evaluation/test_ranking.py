@@ -114,7 +114,7 @@ def test_features_match_the_oracle_bitwise(problem, metric, seed):
     labels = (query_pid, gallery_pid, query_camid, gallery_camid)
     features = query.astype(np.float32), gallery.astype(np.float32)
     expected = listed(exact, *labels)
-    top = min(4, int(np.sum(gallery_pid != -1)))
+    top = 6  # more than some galleries hold
     for options in ENGINES.values():
         found = ranking.rank(*features, *labels, metric=metric, max_rank=12, top=top, **options)
         check_against_oracle(found, oracle(exact, *labels))
@@ -313,8 +313,7 @@ def test_max_rank_and_no_match_change_the_result(real_valued):
         ({"same_camera": "yes"}, "same_camera is 'yes'"),
         ({"block_elements": 0}, "block_elements 0"),
         ({"max_rank": 0}, "max_rank 0"),
-        ({"top": 4}, "top is 4, but 3 gallery items"),
-        ({"top": -1}, "top is -1"),
+        ({"top": -1}, "top is -1, must be 0 or more"),
         ({"query_f": np.ones((2, 3))}, r"found query \(2, 3\), gallery \(3, 4\)"),
         ({"gallery_f": np.zeros((0, 4))}, r"found query \(2, 4\), gallery \(0, 4\)"),
         ({"gallery_f": np.eye(3, 4) * [[1], [1], [0]]}, "1 of 3 gallery features are zero .*row 2"),

@@ -67,7 +67,7 @@ def test_draws_differ(sysumm01):
 
 
 def test_official_draws_need_their_tables():
-    with pytest.raises(FileNotFoundError, match="was read without .*rand_perm_cam.mat"):
+    with pytest.raises(FileNotFoundError, match=r"was read without .*rand_perm_cam\.mat"):
         trials(visible_infrared(), protocol_of("sysumm01").replace(draw="official"))
 
 

@@ -76,6 +76,9 @@ def test_train_then_evaluate(tmp_path):
     assert finished.returncode == 0, finished.stderr
     result = json.loads((tmp_path / "r.json").read_text())
     assert result["mAP"] == pytest.approx(summary["final"]["mAP"], rel=1e-5)
+    assert json.loads(finished.stdout.splitlines()[-1]) == result
+    (kept,) = (workdir / "features").iterdir()
+    assert f"s, kept in {kept}" in finished.stdout
     refused = run("scripts/train.py", *DEMO, "--workdir", workdir)
     assert "--resume, start anew with --overwrite" in one_line_error(refused)
     again = run("scripts/train.py", *DEMO, "--workdir", workdir, "--resume")

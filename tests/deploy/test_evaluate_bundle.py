@@ -6,12 +6,16 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from ccafl_jax.data.opening import open_dataset
 from ccafl_jax.deploy import evaluate
 from ccafl_jax.deploy.archive import read_archive, write_orbax
 from ccafl_jax.deploy.embedder import Embedder
-from ccafl_jax.deploy.evaluate import camera_rows
+from ccafl_jax.deploy.features import camera_rows
 from ccafl_jax.deploy.run_folder import read_run, write_run
+from ccafl_jax.evaluation.camera_bias import same_camera_share
+from ccafl_jax.scoring.feature_set import DISTRACTOR, GALLERY, MULTI_QUERY, QUERY, FeatureSet
 from ccafl_jax.training.checkpoints import Checkpoints
+from ccafl_jax.training.features import score
 from tests.deploy import tiny
 
 
@@ -56,24 +60,62 @@ def folder(tmp_path):
     return tmp_path
 
 
-def test_evaluation_meets_the_rows_of_its_cameras(folder, monkeypatch):
-    bundle, taken = tiny.bundle("vit"), {}
-
-    def score(features, dataset, **options):
-        taken.update(features=features, dataset=dataset, options=options)
-        return {"mAP": 0.5}
-
-    monkeypatch.setattr(evaluate, "score", score)
-    result = evaluate.evaluate_bundle(bundle, root=str(folder), batch=4, no_match="zero")
-    assert result == {"mAP": 0.5} and taken["options"] == {"no_match": "zero"}
-    dataset = taken["dataset"]
-    assert dataset.camera_codes == (2, 5)
+@pytest.mark.parametrize("no_match", ["skip", "zero"])
+@pytest.mark.parametrize("kind", ["vit", "resnet"])
+def test_figures_are_those_of_plain_rankings(folder, kind, no_match):
+    """Of a model that knows the cameras 1, 2 and 5, and of one that knows none."""
+    (folder / "query" / "0009_c2s1_000001_00.png").write_bytes(
+        next(iter((folder / "query").iterdir())).read_bytes()
+    )  # somebody who is not in the gallery
+    bundle = tiny.bundle(kind)
+    found = evaluate.evaluate_bundle(bundle, root=str(folder), batch=4, no_match=no_match)
+    dataset = open_dataset("market1501", folder)
     test_set = dataset.query.join(dataset.gallery)
     paths = [test_set.locate(row) for row in range(len(test_set))]
-    camid = np.concatenate([dataset.query.camid, dataset.gallery.camid])
-    model = Embedder(bundle, batch=4)
-    np.testing.assert_allclose(taken["features"], model.embed(paths, camid + 1), atol=1e-6)
-    assert np.abs(taken["features"] - model.embed(paths, camid)).max() > 1e-3
+    cameras = test_set.camid + 1 if kind == "vit" else None
+    features = Embedder(bundle, batch=4).embed(paths, cameras)
+    expected = score(features, dataset, no_match=no_match)
+    assert found["dataset"] == expected.pop("dataset") == "market1501"
+    assert {key: found[key] for key in expected} == pytest.approx(expected, rel=1e-5)
+    assert found["skipped"] == (no_match == "skip") and found["rules"]["no_match"] == no_match
+
+
+def test_no_match_changes_the_figures(folder):
+    (folder / "query" / "0009_c2s1_000001_00.png").write_bytes(
+        next(iter((folder / "query").iterdir())).read_bytes()
+    )
+    skip, zero = (
+        evaluate.evaluate_bundle(tiny.bundle("vit"), root=str(folder), no_match=rule)["mAP"]
+        for rule in ("skip", "zero")
+    )
+    assert zero == pytest.approx(skip * 6 / 7)
+
+
+def test_camera_bias_is_of_people_under_known_cameras():
+    rng = np.random.default_rng(0)
+    count = 40
+    pid, camid = rng.integers(1, 6, count), rng.integers(0, 3, count)
+    part = np.repeat([QUERY, GALLERY, DISTRACTOR, MULTI_QUERY], 10)
+    pid[12:15], camid[15:17] = -1, -1
+    pid[part == DISTRACTOR] = 0
+    made = FeatureSet(
+        dataset="market1501",
+        features=rng.normal(size=(count, 4)).astype(np.float32),
+        pid=pid.astype(np.int32),
+        camid=camid.astype(np.int32),
+        part=part.astype(np.int8),
+        names=np.array([f"{row}.jpg" for row in range(count)]),
+        camera_codes=(1, 2, 3),
+    )
+    asked = np.isin(pid, pid[:10]) & (camid >= 0) & (pid > 0) & np.isin(part, (QUERY, GALLERY))
+    rows = np.flatnonzero(asked)
+    share = evaluate.score(made).figures["same_camera_share"]
+    expected = same_camera_share(made.features[rows], made.pid[rows], made.camid[rows])
+    assert share == expected and 0 < share < 1
+    twice = evaluate.score([made, made]).figures["same_camera_share"]
+    assert twice == expected
+    unknown = dataclasses.replace(made, camid=np.full(count, -1, np.int32))
+    assert "same_camera_share" not in evaluate.score(unknown).figures
 
 
 def test_nothing_to_evaluate_on(folder):

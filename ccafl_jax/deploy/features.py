@@ -1,0 +1,339 @@
+"""From a model and a data set to the features that are scored, kept on disk and found again.
+
+features = extract(bundle, open_collection("msmt17_v1", root), cache="runs/market1501/features")
+"""
+
+import dataclasses
+import functools
+import inspect
+import logging
+import os
+import pathlib
+import sys
+import time
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from ccafl_jax.data.decoded import ImageSequence
+from ccafl_jax.data.layouts import layout_of
+from ccafl_jax.data.parallel import image_bar
+from ccafl_jax.data.ragged import ranges
+from ccafl_jax.data.records import Collection, Records, ReIDDataset, tracklets
+from ccafl_jax.data.sources import PixelFormat
+from ccafl_jax.deploy.bundle import ModelBundle
+from ccafl_jax.deploy.embedder import Embedder
+from ccafl_jax.options import require
+from ccafl_jax.scoring.feature_set import (
+    FeatureSet,
+    feature_set,
+    fingerprint,
+    load,
+    parts_to_embed,
+    save,
+)
+from ccafl_jax.training.description import model_digest
+
+VERSION = 1
+"""Of the features: raised when the same model and images give others than before."""
+FRAMES = 8
+"""Of a tracklet, unless told otherwise."""
+
+_SELECTION = ("split", "orientation")
+_BATCHES_AT_ONCE = 64  # of frames, before they are averaged
+_logger = logging.getLogger(__name__)
+
+
+def extract(
+    bundle: ModelBundle,
+    collection: Collection,
+    *,
+    distractors: bool = False,
+    multi_query: bool = False,
+    flip: bool = False,
+    frames: int | None = None,
+    batch: int = 128,
+    compute_dtype: str = "float32",
+    cache: str | os.PathLike | None = None,
+    **selection: Any,
+) -> FeatureSet:
+    """Features of the test images or tracklets of a data set.
+
+    What was kept is taken only if weights, images, labels and options are the same. A damaged file
+    is made again, and a folder that cannot be written is a warning.
+
+    Args:
+      bundle: the model.
+      collection: of the data set.
+      distractors: with its part of distractors.
+      multi_query: with its part of further query images.
+      flip: average the feature of each image with that of its mirror image.
+      frames: of a tracklet, evenly spaced, whose features are averaged; 0 for all, None for
+        FRAMES. For video only.
+      batch: images a call of the encoder.
+      compute_dtype: dtype inside the encoder, "float32" or "bfloat16".
+      cache: folder in which features are kept; None for no file.
+      **selection: `split` of iLIDS-VID and RegDB, `orientation` of iLIDS-VID.
+
+    Returns:
+      `FeatureSet` of unit vectors, whose `meta` says how they were made: `fingerprint` is that of
+      the model (see `model_fingerprint`), `trained_on` the data set that it was trained on, or
+      where it comes from.
+
+    Raises:
+      FileNotFoundError: an image is missing.
+      ValueError: an option that the data set does not take, no test set, or cameras that the model
+        does not know.
+    """
+    require(batch >= 1, f"batch is {batch}; choose 1 or more")
+    selection = _full_selection(collection.name, selection)
+    parts = parts_to_embed(
+        collection, distractors=distractors, multi_query=multi_query, **selection
+    )
+    records, counts = _to_embed(parts, _check_frames(collection.name, frames))
+    cameras = _cameras(bundle, collection, records)
+    model = model_fingerprint(bundle, flip=flip)
+    key = _key(
+        collection,
+        parts,
+        records,
+        counts,
+        model=model,
+        compute_dtype=compute_dtype,
+        selection=selection,
+    )
+    meta = {
+        "feature": "embed",
+        "flip": flip,
+        "pooling": None if counts is None else _pooling(frames),
+        "preprocess": bundle.preprocess.to_json(),
+        "compute_dtype": compute_dtype,
+        "model": bundle.source,
+        "trained_on": trained_on(bundle),
+        "fingerprint": model,
+        "key": key,
+        "no_match": as_trained(bundle, "evaluation", "no_match"),
+        **selection,
+    }
+    path = None
+    if cache is not None:
+        path = pathlib.Path(cache).expanduser() / f"{collection.name}-{key[:16]}.npz"
+        kept = _kept(path, key)
+        if kept is not None:
+            _logger.info("features: read from %s", path)
+            return dataclasses.replace(kept, meta={**kept.meta, **meta})
+    start = time.monotonic()
+    embedder = Embedder(bundle, batch=batch, compute_dtype=compute_dtype, devices=0)
+    if counts is None:
+        values = embedder.embed(_images(embedder, records), cameras, flip=flip)
+    else:
+        values = _embed_tracklets(embedder, records, counts, cameras, flip=flip)
+    features = feature_set(
+        parts,
+        values,
+        dataset=collection.name,
+        camera_codes=collection.camera_codes,
+        tables=collection.tables,
+        meta=meta,
+    )
+    seconds = time.monotonic() - start
+    where = ", kept nowhere" if path is None else _keep(path, features)
+    _logger.info("features: extracted %d images in %.1f s%s", len(records), seconds, where)
+    return features
+
+
+def model_fingerprint(bundle: ModelBundle, *, flip: bool = False) -> str:
+    """Of what makes a feature from an image, save for rounding; 64 hexadecimal digits.
+
+    Args:
+      bundle: the model.
+      flip: see `extract`.
+    """
+    return fingerprint(
+        version=VERSION,
+        arrays=model_digest(bundle.params, bundle.batch_stats),
+        model=bundle.model.to_json(),
+        cameras=list(bundle.camera_codes),
+        preprocess=bundle.preprocess.to_json(),
+        flip=flip,
+    )
+
+
+def trained_on(bundle: ModelBundle) -> str:
+    """Name of the data set that a model was trained on; where it comes from if that is unknown."""
+    return as_trained(bundle, "data", "name") or bundle.source
+
+
+def as_trained(bundle: ModelBundle, group: str, option: str) -> Any:
+    """The value of an option in the recipe of a model; None where it is not known."""
+    return bundle.recipe.get("config", {}).get(group, {}).get(option)
+
+
+def camera_rows(bundle: ModelBundle, dataset: ReIDDataset | Collection) -> np.ndarray:
+    """Row of the model's camera embedding for each camera of a data set.
+
+    Cameras are matched by the numbers that data sets write, so a folder that lacks some of them
+    still meets the right rows.
+
+    Args:
+      bundle: a model with a camera embedding.
+      dataset: read from a folder.
+
+    Returns:
+      int32[cameras of the data set].
+
+    Raises:
+      ValueError: a camera that the model does not know.
+    """
+    count = bundle.model.heads.cameras
+    known = list(bundle.camera_codes) or list(range(1, count + 1))
+    unknown = sorted(set(dataset.camera_codes) - set(known))
+    if unknown:
+        raise ValueError(
+            f"{dataset.root} has the cameras {unknown}, which the model's camera embedding does "
+            f"not know (it knows {known}): evaluate it on the data set it was trained on"
+        )
+    return np.array([known.index(code) for code in dataset.camera_codes], np.int32)
+
+
+def _pooling(frames: int | None) -> str:
+    frames = FRAMES if frames is None else frames
+    return f"mean of {frames} frames" if frames else "mean of all frames"
+
+
+def _full_selection(name: str, asked: Mapping[str, Any]) -> dict[str, Any]:
+    """The data set's options with their defaults, so that features tell which split they are of."""
+    known = inspect.signature(layout_of(name).select).parameters
+    takes = {option: known[option].default for option in _SELECTION if option in known}
+    for option in asked:
+        require(option in takes, f"{name} takes no {option}; leave the option out")
+    return takes | dict(asked)
+
+
+def _check_frames(name: str, frames: int | None) -> int | None:
+    """Frames of a tracklet; None for sets of single images."""
+    if layout_of(name).kind == "video":
+        require(frames is None or frames >= 0, f"frames is {frames}; choose 0 (all) or more")
+        return FRAMES if frames is None else frames
+    require(frames is None, f"{name} is a set of single images and takes no frames")
+    return None
+
+
+def _to_embed(
+    parts: Mapping[str, Records], frames: int | None
+) -> tuple[Records, np.ndarray | None]:
+    """All images that are embedded, and for video how many of them each tracklet has."""
+    if frames is None:
+        return functools.reduce(Records.join, parts.values()), None
+    chosen, counts = [], []
+    for records in parts.values():
+        table = tracklets(records)
+        number = np.minimum(table.count, frames) if frames else table.count
+        place = ranges(np.zeros_like(number), number) + 0.5
+        step = np.repeat(table.count / number, number)
+        rows = np.repeat(table.start, number) + np.floor(place * step).astype(np.int64)
+        chosen.append(records.take(rows))
+        counts.append(number)
+    return functools.reduce(Records.join, chosen), np.concatenate(counts)
+
+
+def _cameras(bundle: ModelBundle, collection: Collection, records: Records) -> np.ndarray | None:
+    """Rows of the camera embedding, int32[images]; None where the model has none."""
+    if not bundle.model.heads.cameras:
+        return None
+    unknown = int(np.sum(records.camid < 0))
+    require(
+        not unknown,
+        f"{unknown} images of {collection.root} have no camera, and the model has a camera "
+        "embedding: leave them out (distractors, for one)",
+    )
+    return camera_rows(bundle, collection)[records.camid]
+
+
+def _images(embedder: Embedder, records: Records) -> ImageSequence:
+    size = embedder.preprocess
+    return ImageSequence(records, PixelFormat(size.height, size.width))
+
+
+def _embed_tracklets(
+    embedder: Embedder,
+    records: Records,
+    counts: np.ndarray,
+    cameras: np.ndarray | None,
+    *,
+    flip: bool,
+) -> np.ndarray:
+    """Means of the frames' features at unit length, float32[tracklets, dim]."""
+    ends = np.cumsum(counts)
+    block = (ends - 1) // (_BATCHES_AT_ONCE * embedder.batch)
+    firsts = np.flatnonzero(np.diff(block, prepend=-1))
+    found = []
+    with image_bar(len(records), "features", shown=sys.stderr.isatty()) as bar:
+        for first, stop in zip(firsts, np.append(firsts[1:], len(counts)), strict=True):
+            start = ends[first] - counts[first]
+            rows = np.arange(start, ends[stop - 1])
+            values = embedder.embed(
+                _images(embedder, records.take(rows)),
+                None if cameras is None else cameras[rows],
+                flip=flip,
+                progress=False,
+            )
+            offsets = ends[first:stop] - counts[first:stop] - start
+            found.append(np.add.reduceat(values, offsets, axis=0))
+            bar.update(len(rows))
+    sums = np.concatenate(found)
+    # A sum that vanishes stays zero, which the check of the features reports.
+    return sums / np.maximum(np.linalg.norm(sums, axis=1, keepdims=True), 1e-12)
+
+
+def _key(
+    collection: Collection,
+    parts: Mapping[str, Records],
+    records: Records,
+    counts: np.ndarray | None,
+    *,
+    model: str,
+    compute_dtype: str,
+    selection: Mapping[str, Any],
+) -> str:
+    """Changes with the model, the images that are embedded, their labels and the options."""
+    import PIL
+
+    return fingerprint(
+        model=model,
+        compute_dtype=compute_dtype,
+        decoder=PIL.__version__,
+        dataset=collection.name,
+        selection=dict(selection),
+        images=records.source.fingerprint(records.index),
+        counts=counts,
+        parts=[[name, part.columns()] for name, part in parts.items()],
+        tables=dict(collection.tables),
+        camera_codes=list(collection.camera_codes),
+    )
+
+
+def _kept(path: pathlib.Path, key: str) -> FeatureSet | None:
+    """What an earlier call kept; None where there is nothing, or something else or damaged."""
+    if not path.is_file():
+        return None
+    try:
+        found = load(path)
+        require(found.meta.get("key") == key, f"{path} holds other features")
+    except (ValueError, OSError) as error:
+        _logger.warning("features: made again, as %s", error)
+        return None
+    return found
+
+
+def _keep(path: pathlib.Path, features: FeatureSet) -> str:
+    """Writes features; says where, or why not."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        save(path, features)
+    except OSError as error:
+        reason = error.strerror or type(error).__name__
+        _logger.warning("features: cannot be kept in %s (%s)", path.parent, reason)
+        return ", kept nowhere"
+    return f", kept in {path}"
