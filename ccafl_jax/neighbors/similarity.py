@@ -143,7 +143,7 @@ class FeatureScores:
         if self.metric == "cosine":
             tile[: len(rows)] /= self._query_norm[rows, None]
         tile[len(rows) :] = tile[0]
-        return _on_host(tile)
+        return on_host(tile)
 
     def _gallery_tile(self, gallery: np.ndarray, rows: np.ndarray, size: int) -> jax.Array:
         tile = aligned((size, gallery.shape[1]), self.dtype)
@@ -155,7 +155,7 @@ class FeatureScores:
         else:
             tile[: len(rows)] = taken
         tile[len(rows) :] = tile[0]
-        return _on_host(tile)
+        return on_host(tile)
 
     def _bias(self, rows: np.ndarray) -> np.ndarray:
         return -0.5 * self._gallery_square[rows]
@@ -287,6 +287,15 @@ def aligned(shape: tuple[int, int], dtype: np.dtype) -> np.ndarray:
     return raw[start : start + size].view(dtype).reshape(shape)
 
 
+def on_host(array: np.ndarray) -> jax.Array:
+    """An array as JAX's, on the CPU (the accelerator where JAX was told to leave the CPU alone)."""
+    try:
+        device = jax.local_devices(backend="cpu")[0]
+    except RuntimeError:
+        device = jax.local_devices()[0]
+    return jax.device_put(array, device)
+
+
 def round_up(n: int, multiple: int) -> int:
     """The smallest multiple that is at least n."""
     return -(-n // multiple) * multiple
@@ -325,10 +334,6 @@ def _store(scores, first: int, start: int, product: jax.Array, bias) -> None:
         target[...] = values
     else:
         np.add(values, bias, out=target)
-
-
-def _on_host(array: np.ndarray) -> jax.Array:
-    return jax.device_put(array, jax.devices("cpu")[0])
 
 
 def _finish(futures: list[concurrent.futures.Future]) -> None:

@@ -19,6 +19,7 @@ from ccafl_jax.neighbors.similarity import (
     aligned,
     check_features,
     in_threads,
+    on_host,
     power_of_two,
     round_up,
 )
@@ -302,7 +303,7 @@ class _SelfSearch:
             padded = aligned((size, self.f.shape[1]), self.f.dtype)
             padded[: len(rows)], padded[len(rows) :] = rows, 0
             rows = padded
-        return jax.device_put(rows, jax.devices("cpu")[0])
+        return on_host(rows)
 
     def _search(self, top: int, start: int, product: tuple) -> None:
         scores, maxima, low = (jax.tree.map(np.asarray, x) for x in product)
