@@ -55,17 +55,15 @@ def parser() -> argparse.ArgumentParser:
     options.add_argument(
         "--rank",
         type=int,
-        default=1,
         help="with --fpir: the last place where a person counts as found (default: 1)",
     )
     options.add_argument(
         "--hold-out",
         type=float,
-        default=0.0,
         metavar="SHARE",
-        help="of the identities, to take out of the gallery first (default: 0)",
+        help="of the identities, to take out of the gallery first (default: none)",
     )
-    options.add_argument("--seed", type=int, default=0, help="of that draw (default: 0)")
+    options.add_argument("--seed", type=int, help="of that draw (default: 0)")
     options.add_argument(
         "--metric",
         choices=("cosine", "euclidean", "dot"),
@@ -91,14 +89,15 @@ def calibrate(arguments: argparse.Namespace) -> None:
     from ccafl_jax.report.summary import write_json
     from ccafl_jax.scoring import feature_set
 
-    if arguments.out.is_dir():
-        raise ValueError(f"--out {arguments.out} is a folder; name a file")
+    check(arguments)
     rule = "fpir" if arguments.fpr is None else "fpr"
     target = arguments.fpr if rule == "fpr" else arguments.fpir
     target = 0.01 if target is None else target
+    rank = 1 if arguments.rank is None else arguments.rank
     features = feature_set.load(arguments.features)
     model = model_fingerprint(features.meta, arguments.model, arguments.features)
     trial, counts, protocol = select(features, arguments)
+    check_searches(counts, rule)
     asked = {"fpr": RATES, "fpir": RATES if rule == "fpir" or arguments.hold_out else ()}
     asked[rule] = sorted({*RATES, target})
     curve = open_set(
@@ -106,7 +105,7 @@ def calibrate(arguments: argparse.Namespace) -> None:
             features.features[trial.query], features.features[trial.gallery], arguments.metric
         ),
         counts,
-        rank=arguments.rank,
+        rank=rank,
         **asked,
     )
     threshold = choose(
@@ -120,8 +119,8 @@ def calibrate(arguments: argparse.Namespace) -> None:
         ),
         dataset=features.dataset,
         protocol=protocol,
-        hold_out=arguments.hold_out,
-        seed=arguments.seed,
+        hold_out=arguments.hold_out or 0.0,
+        seed=arguments.seed or 0,
     )
     write_json(arguments.out, as_file(threshold, curve))
     print(table(curve, rule, target))
@@ -133,10 +132,48 @@ def calibrate(arguments: argparse.Namespace) -> None:
     print(f"{arguments.out}: accept {arguments.metric} >= {threshold.value:.6f}")
 
 
+def check(arguments: argparse.Namespace) -> None:
+    """Raises ValueError for options that are out of range or would have no effect."""
+    if arguments.out.is_dir():
+        raise ValueError(f"--out {arguments.out} is a folder; name a file")
+    for name in ("fpir", "fpr", "hold_out"):
+        share = getattr(arguments, name)
+        if share is not None and not 0.0 < share < 1.0:
+            flag = "--" + name.replace("_", "-")
+            raise ValueError(f"{flag} is {share:g}, must lie between 0 and 1")
+    if arguments.rank is not None and arguments.fpr is not None:
+        raise ValueError("--rank is for searches (--fpir); leave it out with --fpr")
+    if arguments.rank is not None and arguments.rank < 1:
+        raise ValueError(f"--rank is {arguments.rank}, must be 1 or more")
+    if arguments.seed is not None and arguments.hold_out is None:
+        raise ValueError("--seed is of the draw of --hold-out; leave it out, or hold people out")
+    if arguments.seed is not None and arguments.seed < 0:
+        raise ValueError(f"--seed is {arguments.seed}, must be 0 or more")
+
+
+def check_searches(counts, rule: str) -> None:
+    """Raises ValueError where there is nothing to measure the rate on."""
+    import numpy as np
+
+    mated = np.diff(counts.matches().offsets) > 0
+    if not mated.any():
+        raise ValueError(
+            f"none of {len(mated)} queries has a match in its gallery: look at the identities and "
+            "cameras of both sides"
+        )
+    if rule == "fpir" and mated.all():
+        raise ValueError(
+            f"all {len(mated)} queries have a match in the gallery, but --fpir is about people who "
+            "are not there: take some out with --hold-out 0.5, or ask for --fpr"
+        )
+    if len(np.union1d(counts.query_pid, counts.gallery_pid[counts.kept])) < 2:
+        raise ValueError(
+            "queries and gallery show one person: strangers are needed to choose a threshold"
+        )
+
+
 def select(features, arguments: argparse.Namespace):
     """The ranking to calibrate on: its rows, what counts in it, and the name of its rules."""
-    import dataclasses
-
     from ccafl_jax.evaluation.open_set import hold_out_identities
     from ccafl_jax.evaluation.protocols import protocol_of
     from ccafl_jax.scoring.trials import same_item, trials
@@ -148,15 +185,15 @@ def select(features, arguments: argparse.Namespace):
     trial = found[0]
     if len(found) > 1:
         print(f"{protocol.name} has {len(found)} trials: this is {trial.name}")
-    pid, camid = features.pid, features.camid
+    query_pid, camid = features.pid[trial.query], features.camid
     if arguments.hold_out:
         kept = hold_out_identities(
-            pid[trial.query], pid[trial.gallery], arguments.hold_out, arguments.seed
+            query_pid, trial.gallery_pid, arguments.hold_out, arguments.seed or 0
         )
-        trial = dataclasses.replace(trial, gallery=trial.gallery[kept])
+        trial = trial.keep(kept)
     counts = protocol.relevance(
-        pid[trial.query],
-        pid[trial.gallery],
+        query_pid,
+        trial.gallery_pid,
         camid[trial.query],
         camid[trial.gallery],
         camera_codes=features.camera_codes,

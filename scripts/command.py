@@ -1,6 +1,8 @@
 """What the command-line scripts share: configuration files with overrides, one-line errors."""
 
+import argparse
 import contextlib
+import difflib
 import logging
 import os
 import pathlib
@@ -8,6 +10,7 @@ import re
 import signal
 import sys
 from collections.abc import Iterator
+from typing import NoReturn
 
 from absl import flags
 from ml_collections import ConfigDict, config_flags
@@ -45,6 +48,22 @@ def read_config(path: str, overrides: list[str]) -> ConfigDict:
 def user_path(text: str) -> pathlib.Path:
     """A path as typed; `~` is the home folder, also where the shell leaves it (`--out=~/x`)."""
     return pathlib.Path(text).expanduser()
+
+
+class Parser(argparse.ArgumentParser):
+    """A parser whose errors are one line, which names the nearest flag; help shows examples."""
+
+    def __init__(self, **options: object):
+        super().__init__(formatter_class=argparse.RawDescriptionHelpFormatter, **options)
+
+    def error(self, message: str) -> NoReturn:
+        """Ends the program."""
+        unknown = re.match(r"unrecognized arguments: (--[^ =]+)", message)
+        near = difflib.get_close_matches(
+            unknown[1] if unknown else "", self._option_string_actions, n=1
+        )
+        hint = f"did you mean {near[0]}?" if near else "see --help"
+        self.exit(2, f"error: {message}; {hint}\n")
 
 
 @contextlib.contextmanager

@@ -7,7 +7,6 @@ by torch with weights_only=True, so that no code in them runs.
 See docs/convert.md.
 """
 
-import argparse
 import pathlib
 import re
 import warnings
@@ -15,7 +14,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from command import one_line_errors, start_logging, user_path
+from command import Parser, one_line_errors, start_logging, user_path
 
 if TYPE_CHECKING:
     from ccafl_jax.deploy.convert import Converted
@@ -53,9 +52,7 @@ MODEL_OPTIONS = (
 
 def main() -> None:
     """Parses the arguments and converts."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, epilog=EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = Parser(description=__doc__, epilog=EXAMPLES)
     parser.add_argument(
         "--checkpoint",
         required=True,

@@ -6,11 +6,13 @@ is asked for twice is extracted once: features are kept in the folder `features`
 
 import argparse
 import json
+import math
+import os
 import pathlib
 import sys
 from typing import Any
 
-from command import one_line_errors, start_logging, user_path
+from command import Parser, one_line_errors, start_logging, user_path
 
 EXAMPLES = """\
 examples:
@@ -56,11 +58,9 @@ def main() -> None:
             evaluate(arguments)
 
 
-def parser() -> argparse.ArgumentParser:
+def parser() -> Parser:
     """The options of the command; all are None or False where they are not given."""
-    options = argparse.ArgumentParser(
-        description=__doc__, epilog=EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    options = Parser(description=__doc__, epilog=EXAMPLES)
     source = options.add_argument_group("what is scored, one of")
     source.add_argument(
         "--workdir",
@@ -256,6 +256,16 @@ def check(arguments: argparse.Namespace) -> None:
             raise ValueError(f"{flag(name)} {path} is a folder; name a file")
         if suffixes and path.suffix.lower() not in suffixes:
             raise ValueError(f"{flag(name)} {path} must end in {' or '.join(suffixes)}")
+        check_writable(path, flag(name))
+
+
+def check_writable(path: pathlib.Path, name: str) -> None:
+    """Raises ValueError if a file cannot be written, as far as that can be told beforehand."""
+    folder = next(parent for parent in path.absolute().parents if parent.exists())
+    if not folder.is_dir():
+        raise ValueError(f"{name} {path}: {folder} is a file; name a file in a folder")
+    if not os.access(folder, os.W_OK) or os.statvfs(folder).f_flag & os.ST_RDONLY:
+        raise ValueError(f"{name} {path}: {folder} cannot be written; choose another folder")
 
 
 def evaluate(arguments: argparse.Namespace) -> None:
@@ -303,8 +313,6 @@ def features_of_run(arguments: argparse.Namespace):
     # Options that the protocol does not take are found before the work.
     protocol = protocol_of(arguments.protocol or collection.name)
     protocol.replace(**{name: getattr(arguments, name) for name in given(arguments, PROTOCOL)})
-    for warning in collection.report.get("warnings", ()):
-        print(f"warning: {warning}")
     cache, folder = arguments.cache, find(arguments.workdir)
     if not cache and not arguments.no_cache and (folder / "checkpoints").is_dir():
         cache = folder / "features"  # an export stays as it is
@@ -385,7 +393,7 @@ def whole(name: str, value: float) -> int:
     Raises:
       ValueError: it is none.
     """
-    if value != int(value):
+    if not math.isfinite(value) or value != int(value):
         raise ValueError(f"{name}: {value:g} is no whole number")
     return int(value)
 

@@ -7,7 +7,7 @@ nothing is written. See docs/export.md for how to load each.
 import argparse
 import pathlib
 
-from command import one_line_errors, start_logging, user_path
+from command import Parser, one_line_errors, start_logging, user_path
 
 EXAMPLES = """\
 examples:
@@ -26,9 +26,7 @@ SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp")
 
 def main() -> None:
     """Parses the arguments and exports."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, epilog=EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = Parser(description=__doc__, epilog=EXAMPLES)
     parser.add_argument(
         "--from",
         "--run",

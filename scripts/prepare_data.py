@@ -5,7 +5,7 @@ import pathlib
 import sys
 from typing import TYPE_CHECKING
 
-from command import one_line_errors, start_logging
+from command import Parser, one_line_errors, start_logging
 
 if TYPE_CHECKING:
     from ccafl_jax.data.records import Collection
@@ -33,9 +33,7 @@ def main() -> None:
     """Parses the arguments and runs."""
     from ccafl_jax.data.layouts import LAYOUTS
 
-    parser = argparse.ArgumentParser(
-        description=__doc__, epilog=EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = Parser(description=__doc__, epilog=EXAMPLES)
     parser.add_argument("--dataset", required=True, help=f"one of {', '.join(LAYOUTS)}")
     parser.add_argument("--raw", help="folder of the download, or one above it; or a manifest")
     parser.add_argument("--out", help="folder for prepared data sets")

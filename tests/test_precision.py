@@ -3,7 +3,6 @@
 CPUs compute in full float32 whatever is asked, so a forgotten precision= shows only here.
 """
 
-import functools
 from collections.abc import Iterator
 
 import jax
@@ -66,16 +65,22 @@ def test_memory(update):
     _check(lambda f: memory.update_instances(world()["inst"], f, rows["y"]), x["f"])
 
 
-@pytest.mark.parametrize("metric", similarity.METRICS)
-def test_similarities(metric):
+@pytest.mark.parametrize("sort", [False, True])
+def test_similarities(sort):
     f, bias = np.ones((64, 4), np.float32), np.zeros(64, np.float32)
     assert _check(similarity._product, f, f) == 1
     assert _check(lambda f: top_k._tile(f, f, bias, bias, worst=True), f) == 1
-    assert _check(lambda f: top_k._block_top_k(f, f, bias, 64, k=2, metric=metric), f) == 1
-    keys, lists = np.zeros((64, 1), np.int32), np.zeros((64, 2), np.int32)
-    ranks = functools.partial(device_ranks._device_ranks, metric=metric, top=2, collapse=True)
-    inputs = (keys, lists, bias.astype(int), lists, f, bias, keys.T, bias.astype(int), 64, 2)
-    assert _check(lambda f: ranks(f, *inputs), f) == 1
+    terms = bias + 1, np.zeros(4, np.float32)
+    assert _check(lambda f: top_k._block_top_k(f, *terms, f, bias, 64, k=2), f) == 1
+    whole, lists = bias.astype(np.int32), np.zeros((64, 2), np.int32)
+    options = {"top": 2, "collapse": True, "sort": sort}
+
+    def ranks(f):
+        query = (f, terms[0], np.zeros((64, 2), np.int32), lists, whole, lists)
+        gallery = (terms[1], f, bias, np.zeros((1, 64), np.int32), whole, 64, 2)
+        return device_ranks._device_ranks(*query, *gallery, **options)
+
+    assert _check(ranks, f) == 1
 
 
 def test_the_walk_finds_what_is_forgotten():

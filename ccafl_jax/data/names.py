@@ -4,7 +4,7 @@ from collections.abc import Iterable, Iterator
 
 import numpy as np
 
-from ccafl_jax.data.ragged import ranges
+from ccafl_jax.ragged import ranges
 
 _NAMES_AT_A_TIME = 100_000
 

@@ -13,8 +13,8 @@ import numpy as np
 
 from ccafl_jax.data.labels import intra_camera_labels
 from ccafl_jax.data.names import Names
-from ccafl_jax.data.ragged import ranges
 from ccafl_jax.data.sources import FolderSource
+from ccafl_jax.ragged import ranges
 
 JUNK = -1
 """Identity of images that show nobody in particular: left out of every ranking."""

@@ -19,12 +19,12 @@ import numpy as np
 from ccafl_jax.data.decoded import ImageSequence
 from ccafl_jax.data.layouts import layout_of
 from ccafl_jax.data.parallel import image_bar
-from ccafl_jax.data.ragged import ranges
 from ccafl_jax.data.records import Collection, Records, ReIDDataset, tracklets
 from ccafl_jax.data.sources import PixelFormat
 from ccafl_jax.deploy.bundle import ModelBundle
 from ccafl_jax.deploy.embedder import Embedder
 from ccafl_jax.options import require
+from ccafl_jax.ragged import ranges
 from ccafl_jax.scoring.feature_set import (
     FeatureSet,
     feature_set,
@@ -70,7 +70,7 @@ def extract(
       multi_query: with its part of further query images.
       flip: average the feature of each image with that of its mirror image.
       frames: of a tracklet, evenly spaced, whose features are averaged; 0 for all, None for
-        FRAMES. For video only.
+        FRAMES. For video and manifests with tracklets only.
       batch: images a call of the encoder.
       compute_dtype: dtype inside the encoder, "float32" or "bfloat16".
       cache: folder in which features are kept; None for no file.
@@ -91,7 +91,7 @@ def extract(
     parts = parts_to_embed(
         collection, distractors=distractors, multi_query=multi_query, **selection
     )
-    records, counts = _to_embed(parts, _check_frames(collection.name, frames))
+    records, counts = _to_embed(parts, _check_frames(collection, parts, frames))
     cameras = _cameras(bundle, collection, records)
     model = model_fingerprint(bundle, flip=flip)
     key = _key(
@@ -114,6 +114,7 @@ def extract(
         "fingerprint": model,
         "key": key,
         "no_match": as_trained(bundle, "evaluation", "no_match"),
+        "warnings": list(collection.report.get("warnings", ())),
         **selection,
     }
     path = None
@@ -123,6 +124,7 @@ def extract(
         if kept is not None:
             _logger.info("features: read from %s", path)
             return dataclasses.replace(kept, meta={**kept.meta, **meta})
+    _logger.info("features: extracting %d images of %s", len(records), collection.name)
     start = time.monotonic()
     embedder = Embedder(bundle, batch=batch, compute_dtype=compute_dtype, devices=0)
     if counts is None:
@@ -211,12 +213,21 @@ def _full_selection(name: str, asked: Mapping[str, Any]) -> dict[str, Any]:
     return takes | dict(asked)
 
 
-def _check_frames(name: str, frames: int | None) -> int | None:
+def _check_frames(
+    collection: Collection, parts: Mapping[str, Records], frames: int | None
+) -> int | None:
     """Frames of a tracklet; None for sets of single images."""
-    if layout_of(name).kind == "video":
+    tracks = [name for name, records in parts.items() if records.tracklet is not None]
+    if tracks:
+        single = [name for name in parts if name not in tracks]
+        require(
+            not single,
+            f"{collection.root}: {' and '.join(tracks)} are of tracklets, but "
+            f"{' and '.join(single)} of single images; give all rows a tracklet, or none",
+        )
         require(frames is None or frames >= 0, f"frames is {frames}; choose 0 (all) or more")
         return FRAMES if frames is None else frames
-    require(frames is None, f"{name} is a set of single images and takes no frames")
+    require(frames is None, f"{collection.root} holds single images, which take no frames")
     return None
 
 

@@ -6,14 +6,15 @@ come along, as often as it was drawn.
 """
 
 import dataclasses
+import numbers
 from collections.abc import Mapping
 from typing import overload
 
 import numpy as np
 
+from ccafl_jax.evaluation.ranking import NO_MATCH
+from ccafl_jax.evaluation.relevance import check_labels
 from ccafl_jax.options import require, require_choice
-
-NO_MATCH = ("skip", "zero")
 
 _BLOCK_ELEMENTS = 2**22
 
@@ -97,8 +98,9 @@ def bootstrap(
       An `Interval`, or one for each name.
 
     Raises:
-      ValueError: shapes that do not fit, counted values that are not finite, no counted query,
-        queries of a single identity, samples, level or no_match out of range.
+      ValueError: shapes that do not fit, identities that are no whole numbers, counted values that
+        are not finite, no counted query, queries of a single identity, samples, level or no_match
+        out of range.
 
     Source: Efron 1979 (percentile method); Field and Welsh 2007 (draws of whole clusters).
     """
@@ -111,6 +113,7 @@ def bootstrap(
         f"valid {valid.dtype}{list(valid.shape)} and query_pid {list(query_pid.shape)}: expected "
         "bool[queries] and [queries]",
     )
+    query_pid = check_labels("query_pid", query_pid)
     columns = np.stack([_counted(name, x, valid, no_match) for name, x in named.items()], axis=1)
     pid = query_pid if no_match == "zero" else query_pid[valid]
     require(
@@ -198,6 +201,9 @@ def bootstrap_difference(
 def _check_options(samples: int, level: float, no_match: str) -> None:
     require_choice("no_match", no_match, NO_MATCH)
     require(0.0 < level < 1.0, f"level is {level}, must lie between 0 and 1 (0.95)")
+    require(
+        isinstance(samples, numbers.Integral), f"samples is {samples!r}, must be a whole number"
+    )
     # Fewer samples than this have none outside the interval on either side.
     needed = int(np.ceil(np.round(2.0 / (1.0 - level), 6)))
     require(

@@ -7,6 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from ccafl_jax import numerics
+from ccafl_jax.evaluation.relevance import check_labels
+from ccafl_jax.neighbors.top_k import joined
 
 _BLOCK_ELEMENTS = 2**23
 _LIMIT = 20_000
@@ -38,7 +40,7 @@ def same_camera_share(
       Share in 0..1: the mean over images that have a stranger; 0 if none has.
 
     Raises:
-      ValueError: shapes that do not fit, k or limit below 1, features that are not finite.
+      ValueError: shapes that do not fit, k or limit below 1, features that are not finite or zero.
     """
     pid, camid = _check_labels(pid, camid)
     n = len(pid)
@@ -49,10 +51,7 @@ def same_camera_share(
         )
     if n == 0:
         return 0.0
-    f = jnp.asarray(f)
-    if not bool(jnp.all(jnp.isfinite(f))):
-        raise ValueError("features hold NaN or infinite values")
-    f = numerics.l2_normalize(f)
+    f = jnp.asarray(joined("cosine", extracted=f)[0])
     rows = np.linspace(0, n - 1, min(n, limit)).round().astype(np.int32)
     block = min(block or max(8, _BLOCK_ELEMENTS // n), len(rows))
     shares, valid = [], []
@@ -110,4 +109,4 @@ def _check_labels(pid: np.ndarray, camid: np.ndarray) -> tuple[np.ndarray, np.nd
     pid, camid = np.asarray(pid), np.asarray(camid)
     if pid.ndim != 1 or pid.shape != camid.shape:
         raise ValueError(f"pid {pid.shape} and camid {camid.shape} must be equal, one-dimensional")
-    return pid.astype(np.int32), camid.astype(np.int32)
+    return check_labels("pid", pid), check_labels("camid", camid)

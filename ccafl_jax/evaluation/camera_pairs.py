@@ -9,9 +9,10 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+from jax.sharding import Mesh
 
 from ccafl_jax.evaluation.ranking import AP_RULES, rank_by
-from ccafl_jax.evaluation.relevance import SAME_CAMERA, relevance
+from ccafl_jax.evaluation.relevance import SAME_CAMERA, check_labels, relevance
 from ccafl_jax.neighbors.similarity import (
     BLOCK_ELEMENTS,
     Blocks,
@@ -161,6 +162,8 @@ def map_by_camera_pair(
     same_item: tuple[np.ndarray, np.ndarray] | None = None,
     within: bool = False,
     ap: str = "step",
+    engine: str = "auto",
+    mesh: Mesh | None = None,
 ) -> CameraPairs:
     """Ranks the images of one gallery camera at a time and averages by query camera.
 
@@ -183,6 +186,8 @@ def map_by_camera_pair(
       within: pairs of a camera with itself leave out nothing but the query's own image. Where
         queries stand in the gallery, `same_item` must say so.
       ap: "step", "trapezoid" or "tied", see `ranking.rank_by`.
+      engine: see `ranking.rank_by`; the table does not depend on it.
+      mesh: alike.
 
     Returns:
       `CameraPairs` over the cameras of both sides.
@@ -227,7 +232,8 @@ def map_by_camera_pair(
                 junk=junk,
                 same_item=items and (items[0][rows], items[1][columns]),
             )
-            found = rank_by(_part(scores, rows, columns), rules, ap=ap)
+            part = _part(scores, rows, columns)
+            found = rank_by(part, rules, ap=ap, engine=engine, mesh=mesh)
             row = np.searchsorted(cameras, q_cam[rows[found.valid]])
             np.add.at(total[:, column], row, found.ap[found.valid])
             np.add.at(queries[:, column], row, 1)
@@ -284,5 +290,5 @@ def _sides(scores: ScoreProvider, *labels: np.ndarray) -> list[np.ndarray]:
             f"{name} must be int[{size}] beside scores of {queries} queries and {gallery} gallery "
             f"images, found {column.dtype}{list(column.shape)}",
         )
-        sides.append(column.astype(np.int32))
+        sides.append(check_labels(name, column))
     return sides

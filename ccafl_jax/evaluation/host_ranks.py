@@ -1,5 +1,7 @@
 """Ranks of matches on the host: rows are sorted by value, which NumPy does fastest on CPUs."""
 
+from typing import NamedTuple
+
 import numpy as np
 
 from ccafl_jax.evaluation.match_ranks import MatchRanks
@@ -30,25 +32,21 @@ def rank_on_host(
       elements: scores held at once.
       progress: show a bar.
     """
-    left_out = counts.left_out()
-    dropped = np.flatnonzero(~counts.kept)
-    groups = _identity_groups(counts.gallery_pid) if collapse else None
-    top = min(found.indices.shape[1], scores.shape[1])
+    groups = _identity_groups(counts) if collapse else None
+    top = found.indices.shape[1]
     with progress_bar(scores.shape[0], "ranking", progress) as bar:
         for rows, block in scores.blocks(elements=elements):
 
             def work(start: int, stop: int, rows=rows, block=block) -> None:
                 chunk, part = rows[start:stop], block[start:stop]
-                part[:, dropped] = -np.inf
-                for lists in left_out:
-                    part[lists.take(chunk)] = -np.inf
+                counts.leave_out(chunk, part)
                 _rank_rows(found, chunk, part, groups)
 
             in_threads(work, *block.shape)
             if top:
                 best = largest(block, top)
-                found.indices[rows, :top] = best.indices
-                found.scores[rows, :top] = scores.reported(rows, best.scores)
+                found.indices[rows] = best.indices
+                found.scores[rows] = scores.reported(rows, best.scores)
             bar.update(len(rows))
 
 
@@ -63,6 +61,8 @@ def _rank_rows(found: MatchRanks, rows: np.ndarray, scores: np.ndarray, groups) 
     """
     size = scores.shape[1]
     ordered = np.sort(scores, axis=1)
+    if np.isnan(ordered[:, -1]).any():  # they come last
+        raise ValueError("scores hold NaN; expected numbers, check the features they come from")
     nothing = np.full(len(rows), -np.inf, scores.dtype)
     found.candidates[rows] = size - _count_up_to(ordered, np.arange(len(rows)), nothing)
     owner, item = found.matches.take(rows)
@@ -83,7 +83,7 @@ def _rank_rows(found: MatchRanks, rows: np.ndarray, scores: np.ndarray, groups) 
     place = found.matches.places(rows)
     found.ranks[place], found.tied[place] = ranks, tied
     if groups is not None:
-        found.first[rows] = _places_of_identity(scores, owner, item, ranks, groups)
+        found.first[rows] = _places_of_identity(rows, scores, owner, item, ranks, groups)
 
 
 def _count_up_to(ordered: np.ndarray, row: np.ndarray, value: np.ndarray) -> np.ndarray:
@@ -97,28 +97,38 @@ def _count_up_to(ordered: np.ndarray, row: np.ndarray, value: np.ndarray) -> np.
     return low
 
 
-def _identity_groups(gallery_pid: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """The gallery in the order of identities, and where each identity starts in it."""
-    order = np.argsort(gallery_pid, kind="stable")
-    pid = gallery_pid[order]
-    return order, np.flatnonzero(np.append(True, pid[1:] != pid[:-1]))
+class _Groups(NamedTuple):
+    """The gallery by identity."""
+
+    counts: Relevance
+    order: np.ndarray  # gallery rows, identity after identity
+    starts: np.ndarray  # where each starts in it
+
+
+def _identity_groups(counts: Relevance) -> _Groups:
+    order = np.argsort(counts.gallery_pid, kind="stable")
+    pid = counts.gallery_pid[order]
+    return _Groups(counts, order, np.flatnonzero(np.append(True, pid[1:] != pid[:-1])))
 
 
 def _places_of_identity(
-    scores: np.ndarray, owner: np.ndarray, item: np.ndarray, ranks: np.ndarray, groups
+    rows: np.ndarray,
+    scores: np.ndarray,
+    owner: np.ndarray,
+    item: np.ndarray,
+    ranks: np.ndarray,
+    groups: _Groups,
 ) -> np.ndarray:
-    """Place of each query's identity: one plus the identities with an item before its first match.
-
-    Its own identity has none there: all of its items that are ranked are matches.
-    """
+    """Place of each query's identity: one plus the others with an item before its first match."""
     first = np.lexsort((ranks, owner))
     first = first[np.append(True, np.diff(owner[first]) != 0)]
     own = scores[owner[first]]
     place = item[first][:, None]
     value = np.take_along_axis(own, place, axis=1)
     before = (own > value) | ((own == value) & (np.arange(scores.shape[1]) < place))
-    order, starts = groups
-    others = np.logical_or.reduceat(before[:, order], starts, axis=1).sum(axis=1)
+    pid = groups.counts.query_pid[rows[owner[first]]]
+    before &= groups.counts.gallery_pid != pid[:, None]
+    others = np.logical_or.reduceat(before[:, groups.order], groups.starts, axis=1).sum(axis=1)
     places = np.zeros(len(scores), np.int32)
     places[owner[first]] = 1 + others
     return places

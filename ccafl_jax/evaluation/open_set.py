@@ -31,7 +31,7 @@ from typing import Any
 
 import numpy as np
 
-from ccafl_jax.evaluation.relevance import Relevance
+from ccafl_jax.evaluation.relevance import Lists, Relevance
 from ccafl_jax.neighbors.similarity import BLOCK_ELEMENTS, METRICS, ScoreProvider, in_threads
 from ccafl_jax.options import from_mapping, require, require_choice
 
@@ -84,6 +84,7 @@ def open_set(
     require(bool(fpr or fpir), "fpr and fpir are both empty: ask for one rate or more")
     require(rank is None or rank >= 1, f"rank is {rank}, must be 1 or more, or None for any place")
     relevance.check(tuple(scores.shape))
+    matches = relevance.matches()
     pairs = _Histogram.empty(1) if fpr else None
     searches = _Searches.empty(len(relevance.query_pid)) if fpir else None
 
@@ -94,10 +95,14 @@ def open_set(
         if searches is not None:
             searches.add(rows, raw, values, sides)
 
-    _each_chunk(scores, relevance, elements, first)
+    _each_chunk(scores, relevance, matches, elements, first)
     result: dict[str, Any] = {}
     if pairs is not None:
-        result["verification"] = _verification(scores, relevance, pairs.counts[:, 0], fpr, elements)
+
+        def again(work) -> None:
+            _each_chunk(scores, relevance, matches, elements, work)
+
+        result["verification"] = _verification(again, pairs.counts[:, 0], fpr)
     if searches is not None:
         result["identification"] = _identification(searches, fpir, rank)
     return result
@@ -398,50 +403,48 @@ class _Searches:
         self.place[rows[mated]] = 1 + before.sum(axis=1)
 
 
-def _each_chunk(scores: ScoreProvider, relevance: Relevance, elements: int, work) -> None:
+def _each_chunk(
+    scores: ScoreProvider, relevance: Relevance, matches: Lists, elements: int, work
+) -> None:
     """Calls work(rows, scores, reported float32, sides) on small chunks, in threads."""
     for rows, block in scores.blocks(elements=elements):
 
         def chunk(start: int, stop: int, rows=rows, block=block) -> None:
             raw = block[start:stop]
             values = scores.reported(rows[start:stop], raw).astype(np.float32, copy=False)
-            work(rows[start:stop], raw, values, _sides(relevance, rows[start:stop]))
+            work(rows[start:stop], raw, values, _sides(relevance, matches, rows[start:stop]))
 
         in_threads(chunk, len(rows), block.shape[1])
 
 
-def _sides(relevance: Relevance, rows: np.ndarray) -> _Sides:
+def _sides(relevance: Relevance, matches: Lists, rows: np.ndarray) -> _Sides:
     """Genuine and impostor pairs of the queries `rows`."""
-    gallery = len(relevance.gallery_pid)
-    kept = np.broadcast_to(relevance.kept, (len(rows), gallery)).copy()
-    for query_key, gallery_key in relevance.exclude:
-        key = query_key[rows][:, None]
-        kept &= (key != gallery_key) | (key < 0)
-    if relevance.junk is not None:
-        kept[relevance.junk.take(rows)] = False
-    if relevance.good is None:
-        match = relevance.query_pid[rows][:, None] == relevance.gallery_pid
-    else:
-        match = np.zeros((len(rows), gallery), bool)
-        match[relevance.good.take(rows)] = True
-    return kept & match, kept & ~match
+    marks = np.zeros((len(rows), relevance.shape[1]), np.float16)
+    relevance.leave_out(rows, marks)
+    genuine, impostor = np.zeros(marks.shape, bool), marks == 0
+    places = matches.take(rows)
+    genuine[places], impostor[places] = True, False
+    return genuine, impostor
 
 
-def _verification(scores, relevance, upper: np.ndarray, fpr, elements: int) -> dict[str, Any]:
-    """From the upper halves of the bits (int64[2, _BINS]) to exact thresholds."""
+def _verification(again, upper: np.ndarray, fpr) -> dict[str, Any]:
+    """From the upper halves of the bits (int64[2, _BINS]) to exact thresholds.
+
+    `again(work)` goes over all chunks once more.
+    """
     ends = upper[:, :_NOT_FINITE].sum() + upper[:, -_NOT_FINITE:].sum()
     require(ends == 0, f"{ends} scores are NaN or infinite; expected finite ones")
     genuine, impostor = (int(n) for n in upper.sum(axis=1))
     require(
         genuine > 0 and impostor > 0,
         f"verification needs pairs of both kinds, found {genuine} genuine and {impostor} impostor "
-        "ones: look at the identities of both sides, or pass fpr=()",
+        "ones: look at the identities of both sides, or leave verification (fpr) out",
     )
     above = np.cumsum(upper[1, ::-1])[::-1]  # impostors in a bin and higher
     allowed = [_allowed(target, impostor) for target in fpr]
     bins = [int(np.flatnonzero(above > number)[-1]) for number in allowed]
     slots = {b: slot for slot, b in enumerate(sorted(set(bins)))}
-    lower = _lower_halves(scores, relevance, slots, elements)
+    lower = _lower_halves(again, slots)
     for b, slot in slots.items():
         require(
             bool(np.all(lower[:, slot].sum(axis=1) == upper[:, b])),
@@ -474,7 +477,7 @@ def _verification(scores, relevance, upper: np.ndarray, fpr, elements: int) -> d
     }
 
 
-def _lower_halves(scores, relevance, slots: dict[int, int], elements: int) -> np.ndarray:
+def _lower_halves(again, slots: dict[int, int]) -> np.ndarray:
     """Counts of the lower 16 bits in the bins of `slots`: int64[2, slots, _BINS]."""
     slot_of = np.full(_BINS, -1, np.int32)
     slot_of[list(slots)] = list(slots.values())
@@ -488,7 +491,7 @@ def _lower_halves(scores, relevance, slots: dict[int, int], elements: int) -> np
             inside = slot >= 0
             histogram.add(side, slot[inside] * _BINS + (keys[inside] & (_BINS - 1)).astype(int))
 
-    _each_chunk(scores, relevance, elements, second)
+    again(second)
     return histogram.counts
 
 
@@ -511,13 +514,12 @@ def _identification(searches: _Searches, fpir, rank: int | None) -> dict[str, An
     require(
         len(place) > 0,
         f"identification needs searches with a mate: none of {len(mated)} queries has a match in "
-        "its gallery; look at the identities of both sides, or pass fpir=()",
+        "its gallery; look at the identities of both sides, or leave identification (fpir) out",
     )
     require(
         len(best) > 0,
         f"identification needs searches without a mate, but all {len(place)} queries that search "
-        "have a match: take identities out of the gallery (hold_out_identities, --hold-out), or "
-        "pass fpir=()",
+        "have a match: take identities out of the gallery, or leave identification (fpir) out",
     )
     ordered = np.sort(best)[::-1]
     near = np.ones(len(place), bool) if rank is None else place <= rank

@@ -7,19 +7,21 @@ they were made by: see `Protocol.as_dict`.
 """
 
 import dataclasses
+import numbers
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
-from ccafl_jax.evaluation.relevance import Lists, Relevance, relevance
+from ccafl_jax.evaluation.ranking import AP_RULES, CMC_RULES, NO_MATCH
+from ccafl_jax.evaluation.relevance import SAME_CAMERA, Lists, Relevance, relevance
 from ccafl_jax.options import nearest_key, require, require_choice
 
 CHOICES: Mapping[str, tuple[str, ...]] = {
-    "same_camera": ("identity", "location", "none"),
-    "cmc": ("image", "identity"),
-    "ap": ("step", "trapezoid", "tied"),
-    "no_match": ("skip", "zero"),
+    "same_camera": SAME_CAMERA,
+    "cmc": CMC_RULES,
+    "ap": AP_RULES,
+    "no_match": NO_MATCH,
     "trial": ("parts", "draws", "directions"),
     "mode": ("all", "indoor"),
     "draw": ("seeded", "official"),
@@ -27,7 +29,11 @@ CHOICES: Mapping[str, tuple[str, ...]] = {
 }
 """Values of the options that are words."""
 
+TRIAL_OPTIONS = ("mode", "shots", "draw", "trials", "direction")
+"""Options of how queries and gallery are taken from a test set."""
+
 _TAKEN_BY = {"mode": "draws", "draw": "draws", "shots": "draws", "direction": "directions"}
+_WHOLE = ("max_rank", "trials", "shots")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,7 +45,8 @@ class Protocol:
       same_camera: which gallery images a query does not meet: `identity` leaves out those of its
         identity and its camera, `location` all at its camera's location whoever they show, `none`
         none. The query image itself is left out by all three.
-      locations: pairs of camera codes; the first stands where the second does.
+      locations: pairs of camera codes; the first stands where the second does. For `location`.
+      cameras: the codes that the data set's cameras have; any where empty.
       junk: identities that are in no ranking.
       query_in_gallery: the gallery is that of the data set behind the queries.
       cmc: `image`, or `identity`, where a list counts each identity at its first image.
@@ -63,6 +70,7 @@ class Protocol:
     name: str
     same_camera: str = "identity"
     locations: tuple[tuple[int, int], ...] = ()
+    cameras: tuple[int, ...] = ()
     junk: tuple[int, ...] = (-1, -2)
     query_in_gallery: bool = False
     cmc: str = "image"
@@ -79,6 +87,11 @@ class Protocol:
     note: str = ""
 
     def __post_init__(self):
+        self._check_types()
+        require(
+            not self.locations or self.same_camera == "location",
+            f"locations are for same_camera location, not {self.same_camera}; leave them out",
+        )
         for option, choices in CHOICES.items():
             value = getattr(self, option)
             if value is not None:
@@ -93,9 +106,6 @@ class Protocol:
             self.trials == 1 or self.trial == "draws",
             f"trials is {self.trials}, but {self.name} has one",
         )
-        for option in ("max_rank", "trials", "shots"):
-            value = getattr(self, option)
-            require(value is None or value >= 1, f"{option} is {value}, must be 1 or more")
         for figure in self.figures:
             if figure in ("mAP", "mINP"):
                 continue
@@ -108,8 +118,41 @@ class Protocol:
                 "figures",
             )
 
+    def _check_types(self) -> None:
+        """Refuses values of a wrong type; sequences become tuples, numbers those of Python."""
+        for option in ("junk", "cameras", "locations", "figures"):
+            value = getattr(self, option)
+            if isinstance(value, str) or not hasattr(value, "__iter__"):
+                raise ValueError(f"{option} is {value!r}, must be a sequence, such as ({value!r},)")
+            object.__setattr__(self, option, tuple(value))
+        for option in ("junk", "cameras"):
+            values = getattr(self, option)
+            require(all(map(_is_whole, values)), f"{option} is {values}, must hold whole numbers")
+            object.__setattr__(self, option, tuple(map(int, values)))
+        pairs = [tuple(pair) if np.ndim(pair) == 1 else (pair,) for pair in self.locations]
+        require(
+            all(len(pair) == 2 and all(map(_is_whole, pair)) for pair in pairs),
+            f"locations are {self.locations}, must be pairs of camera codes, such as ((3, 2),)",
+        )
+        object.__setattr__(self, "locations", tuple((int(a), int(b)) for a, b in pairs))
+        for option in _WHOLE:
+            value = getattr(self, option)
+            if value is None and option == "shots":
+                continue
+            require(_is_whole(value), f"{option} is {value!r}, must be a whole number")
+            require(value >= 1, f"{option} is {value}, must be 1 or more")
+            object.__setattr__(self, option, int(value))
+        require(
+            isinstance(self.query_in_gallery, bool),
+            f"query_in_gallery is {self.query_in_gallery!r}, must be True or False",
+        )
+        for figure in self.figures:
+            require(isinstance(figure, str), f"figures hold {figure!r}, must be names")
+
     def replace(self, **options: Any) -> "Protocol":
         """The same with other values of some options.
+
+        Another `same_camera` than `location` leaves out the locations, which are for that rule.
 
         Raises:
           ValueError: an option that there is not (the nearest is named) or that this protocol has
@@ -121,7 +164,21 @@ class Protocol:
                 near = nearest_key(option, known)
                 hint = f"did you mean {near}?" if near else f"known are {', '.join(known)}"
                 raise ValueError(f"unknown option {option} of a protocol: {hint}")
+        if options.get("same_camera", "location") != "location":
+            options = {"locations": ()} | options
         return dataclasses.replace(self, **options)
+
+    def of_parts(self) -> "Protocol":
+        """The same for features that have queries and a gallery of their own, ranked once."""
+        if self.trial == "parts":
+            return self
+        return self.replace(
+            trial="parts",
+            trials=1,
+            **dict.fromkeys(_TAKEN_BY),
+            note="Queries and gallery as the features have them, ranked once, not drawn from the "
+            "test set.",
+        )
 
     def as_dict(self) -> dict[str, Any]:
         """The rules as JSON-able values, without those that do not apply."""
@@ -129,6 +186,7 @@ class Protocol:
         for key in ("junk", "figures"):
             rules[key] = list(rules[key])
         rules["locations"] = [list(pair) for pair in self.locations]
+        rules["cameras"] = list(self.cameras) or None
         return {key: value for key, value in rules.items() if value not in (None, "")}
 
     def ranking_options(self) -> dict[str, Any]:
@@ -203,6 +261,10 @@ class Protocol:
         return np.array([place.get(int(code), int(code)) for code in camera_codes], np.int32)
 
 
+def _is_whole(value: Any) -> bool:
+    return isinstance(value, numbers.Integral) and not isinstance(value, bool)
+
+
 def protocol_of(name: str) -> Protocol:
     """The protocol of a data set.
 
@@ -225,6 +287,7 @@ _SYSU = Protocol(
     "sysumm01",
     same_camera="location",
     locations=((3, 2),),
+    cameras=(1, 2, 3, 4, 5, 6),
     cmc="identity",
     max_rank=20,
     trial="draws",

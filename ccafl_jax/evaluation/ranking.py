@@ -17,6 +17,7 @@ from ccafl_jax.evaluation.match_ranks import MatchRanks, nothing_yet
 from ccafl_jax.evaluation.relevance import JUNK, Relevance, relevance
 from ccafl_jax.neighbors.similarity import (
     BLOCK_ELEMENTS,
+    ENGINES,
     FeatureScores,
     MatrixScores,
     ScoreProvider,
@@ -28,7 +29,6 @@ __all__ = ["JUNK", "Ranking", "Top", "metrics_of", "rank", "rank_by", "rank_scor
 AP_RULES = ("step", "trapezoid", "tied")
 NO_MATCH = ("skip", "zero")
 CMC_RULES = ("image", "identity")
-ENGINES = ("auto", "host", "device")
 
 
 class Top(NamedTuple):
@@ -83,6 +83,10 @@ class Ranking:
     top: Top | None
     rules: dict[str, Any]
 
+    def __repr__(self) -> str:
+        figures = ", ".join(f"{key}={value:.4g}" for key, value in self.summary().items())
+        return f"Ranking({figures})"
+
     def summary(self) -> dict[str, float | int]:
         """The numbers that papers report, as Python numbers."""
         at = {k: float(self.cmc[min(k, len(self.cmc)) - 1]) for k in (1, 5, 10)}
@@ -102,8 +106,8 @@ def rank(
     gallery_f: np.ndarray | jax.Array,
     query_pid: np.ndarray,
     gallery_pid: np.ndarray,
-    query_camid: np.ndarray,
-    gallery_camid: np.ndarray,
+    query_camid: np.ndarray | None = None,
+    gallery_camid: np.ndarray | None = None,
     *,
     metric: str = "cosine",
     same_camera: str = "identity",
@@ -119,8 +123,8 @@ def rank(
       gallery_f: float[G, D].
       query_pid: int[Q].
       gallery_pid: int[G].
-      query_camid: int[Q]; -1 where the camera is not known.
-      gallery_camid: int[G].
+      query_camid: int[Q]; -1 where the camera is not known, None where no camera is.
+      gallery_camid: int[G], or None.
       metric: `cosine`, `euclidean` or `dot`; features need not be normalised.
       same_camera: see :func:`ccafl_jax.evaluation.relevance.relevance`.
       **options: of `rank_by`.
@@ -142,8 +146,8 @@ def rank_scores(
     scores: np.ndarray,
     query_pid: np.ndarray,
     gallery_pid: np.ndarray,
-    query_camid: np.ndarray,
-    gallery_camid: np.ndarray,
+    query_camid: np.ndarray | None = None,
+    gallery_camid: np.ndarray | None = None,
     *,
     same_camera: str = "identity",
     **options: Any,
@@ -193,7 +197,7 @@ def rank_by(
       cmc: `image`, or `identity`: the list is cut down to the first image of each identity, as on
         SYSU-MM01.
       max_rank: length of the CMC.
-      top: number of best items to keep of each query; places beyond the gallery stay empty.
+      top: number of best items to keep of each query, at most those of the gallery.
       engine: `host` sorts with NumPy, `device` counts in jitted blocks, queries split over the
         axis "data" of the mesh; `auto` takes the device where it is an accelerator or a mesh is
         given, and the scores come from features.
@@ -202,10 +206,12 @@ def rank_by(
       progress: show a bar.
 
     Returns:
-      `Ranking`; figures do not depend on the engine, the block or the number of devices.
+      `Ranking`. Figures do not depend on the block or the number of devices, and on the engine
+      only as far as products of the two round differently.
 
     Raises:
-      ValueError: parts that do not fit, nothing to rank, an unknown option.
+      ValueError: parts that do not fit, nothing to rank, an unknown option, a mesh without the
+        axis "data", scores that are NaN.
     """
     require_choice("no_match", no_match, NO_MATCH)
     require_choice("ap", ap, AP_RULES)
@@ -218,7 +224,7 @@ def rank_by(
     if top < 0:
         raise ValueError(f"top is {top}, must be 0 or more items")
     scores, counts, columns = _without_junk(scores, counts)
-    found = nothing_yet(counts, top)
+    found = nothing_yet(counts, min(top, len(columns)))
     work = {"collapse": cmc == "identity", "elements": block_elements, "progress": progress}
     if _on_device(engine, scores, mesh):
         rank_on_devices(found, scores, counts, mesh or _local_mesh(), **work)
@@ -311,7 +317,9 @@ def _top(found: MatchRanks, columns: np.ndarray) -> Top:
     size = len(columns)
     query = np.arange(len(found.indices))[:, None]
     wanted = found.matches.owners() * size + found.matches.values
-    matches = np.isin(query * size + found.indices, wanted) & (found.indices >= 0)
+    asked = query * size + found.indices
+    place = np.searchsorted(wanted, asked)  # the matches are in ascending order
+    matches = (np.append(wanted, -1)[place] == asked) & (found.indices >= 0)
     return Top(
         np.where(found.indices < 0, -1, columns[found.indices]).astype(np.int32),
         found.scores,
@@ -323,6 +331,10 @@ def _on_device(engine: str, scores: ScoreProvider, mesh: Mesh | None) -> bool:
     from_features = isinstance(scores, FeatureScores)
     if engine == "device" and not from_features:
         raise ValueError("engine is 'device', which ranks by features; use 'host' or 'auto'")
+    if mesh is not None and "data" not in mesh.axis_names:
+        raise ValueError(f"the mesh has the axes {mesh.axis_names}; expected one named 'data'")
+    if mesh is not None and (engine == "host" or not from_features):
+        raise ValueError("a mesh is for the engine 'device' and scores of features; leave it out")
     accelerated = mesh is not None or jax.default_backend() != "cpu"
     return engine == "device" or (engine == "auto" and from_features and accelerated)
 

@@ -1,15 +1,19 @@
 """What counts in a ranking: which gallery items match a query, and which are left out for it."""
 
 import dataclasses
+import functools
 from typing import NamedTuple
 
 import numpy as np
 
 from ccafl_jax.options import require_choice
+from ccafl_jax.ragged import ranges
 
 JUNK = -1
 """Identity of gallery images that no ranking contains (Market-1501)."""
 SAME_CAMERA = ("identity", "location", "none")
+
+_LIST_ENTRIES = 2**22
 
 
 class Lists(NamedTuple):
@@ -34,11 +38,7 @@ class Lists(NamedTuple):
 
     def places(self, rows: np.ndarray) -> np.ndarray:
         """Where the entries of some queries stand in `values`, int64[m]."""
-        start = self.offsets[rows]
-        count = self.offsets[rows + 1] - start
-        ends = np.cumsum(count)
-        total = ends[-1] if len(ends) else 0
-        return np.arange(total) + np.repeat(start - (ends - count), count)
+        return ranges(self.offsets[rows], self.offsets[rows + 1] - self.offsets[rows])
 
     def owners(self) -> np.ndarray:
         """The query of each entry, int64[offsets[-1]]."""
@@ -78,9 +78,41 @@ class Relevance:
         return len(self.query_pid), len(self.gallery_pid)
 
     def left_out(self) -> tuple[Lists, ...]:
-        """The items left out for each query, besides those in no ranking; lists may overlap."""
+        """The items left out for each query, besides those in no ranking; lists may overlap.
+
+        They may be as long as all pairs; `leave_out` needs no such memory.
+        """
         lists = tuple(_agreeing(query, gallery) for query, gallery in self.exclude)
         return lists if self.junk is None else (*lists, self.junk)
+
+    def leave_out(self, rows: np.ndarray, scores: np.ndarray) -> None:
+        """Sets the scores of items that are not ranked for some queries to -inf.
+
+        Args:
+          rows: int64[b], the queries.
+          scores: float[b, G], changed in place.
+        """
+        scores[:, self._dropped] = -np.inf
+        for (query, gallery), lists in zip(self.exclude, self._short_lists, strict=True):
+            if lists is not None:
+                scores[lists.take(rows)] = -np.inf
+                continue
+            key = query[rows, None]
+            np.copyto(scores, -np.inf, where=(key == gallery) & (key >= 0))
+        if self.junk is not None:
+            scores[self.junk.take(rows)] = -np.inf
+
+    @functools.cached_property
+    def _dropped(self) -> np.ndarray:
+        return np.flatnonzero(~self.kept)
+
+    @functools.cached_property
+    def _short_lists(self) -> tuple[Lists | None, ...]:
+        """What each pair of keys leaves out; None where a list of it would be long."""
+        return tuple(
+            _agreeing(*pair) if int(_spans(*pair)[2].sum()) <= _LIST_ENTRIES else None
+            for pair in self.exclude
+        )
 
     def matches(self) -> Lists:
         """The gallery rows that each query looks for, ascending: kept and not left out."""
@@ -122,17 +154,47 @@ class Relevance:
         for name, lists in (("good", self.good), ("junk", self.junk)):
             if lists is None:
                 continue
-            if len(lists.offsets) != queries + 1 or lists.offsets[-1] != len(lists.values):
+            offsets = np.asarray(lists.offsets)
+            ends = len(offsets) == queries + 1 and (offsets[0], offsets[-1]) == (
+                0,
+                len(lists.values),
+            )
+            if not ends or np.any(np.diff(offsets) < 0):
                 raise ValueError(f"{name}: expected lists for {queries} queries")
             if np.any((lists.values < 0) | (lists.values >= gallery)):
                 raise ValueError(f"{name}: expected gallery rows from 0 to {gallery - 1}")
 
 
+def check_labels(name: str, values: np.ndarray) -> np.ndarray:
+    """Labels as int32.
+
+    Args:
+      name: for messages.
+      values: whole numbers, of any numeric type.
+
+    Raises:
+      ValueError: other values, or numbers that int32 does not hold.
+    """
+    values = np.asarray(values)
+    if values.dtype.kind not in "iubf":
+        raise ValueError(f"{name}: labels are {values.dtype}; expected whole numbers")
+    limits = np.iinfo(np.int32)
+    with np.errstate(invalid="ignore"):
+        whole = (values >= limits.min) & (values <= limits.max) & (values == np.floor(values))
+    if not whole.all():
+        first = values.reshape(-1)[np.argmin(whole)]
+        raise ValueError(
+            f"{name}: {int(np.sum(~whole))} of {whole.size} labels are no whole numbers of 32 bits "
+            f"(first: {first}); number the labels anew"
+        )
+    return values.astype(np.int32)
+
+
 def relevance(
     query_pid: np.ndarray,
     gallery_pid: np.ndarray,
-    query_camid: np.ndarray,
-    gallery_camid: np.ndarray,
+    query_camid: np.ndarray | None,
+    gallery_camid: np.ndarray | None,
     *,
     same_camera: str = "identity",
     junk: tuple[int, ...] = (JUNK,),
@@ -146,8 +208,8 @@ def relevance(
     Args:
       query_pid: int[Q].
       gallery_pid: int[G].
-      query_camid: int[Q]; a camera below 0 is not known, and the same as no other.
-      gallery_camid: int[G].
+      query_camid: int[Q]; a camera below 0 is not known, and the same as no other. None: none is.
+      gallery_camid: int[G], or None.
       same_camera: `identity` leaves out the images of the query's identity from its camera, as on
         Market-1501; `location` all images from the query's location, whatever the identity, as on
         SYSU-MM01; `none` nothing.
@@ -162,9 +224,14 @@ def relevance(
       `Relevance`.
 
     Raises:
-      ValueError: an unknown rule, labels of different lengths, a camera without a location.
+      ValueError: an unknown rule, labels of different lengths or that are no whole numbers of 32
+        bits, a camera without a location.
     """
     require_choice("same_camera", same_camera, SAME_CAMERA)
+    query_camid, gallery_camid = (
+        np.full(np.shape(pid), -1) if camid is None else camid
+        for pid, camid in ((query_pid, query_camid), (gallery_pid, gallery_camid))
+    )
     sides = {"query": (query_pid, query_camid), "gallery": (gallery_pid, gallery_camid)}
     for side, (pid, camid) in sides.items():
         if np.ndim(pid) != 1 or np.shape(pid) != np.shape(camid):
@@ -172,8 +239,8 @@ def relevance(
                 f"{side}: pid {np.shape(pid)} and camid {np.shape(camid)} must be equal, "
                 "one-dimensional"
             )
-    pids = [np.asarray(pid).astype(np.int32) for pid, _ in sides.values()]
-    camids = [np.asarray(camid).astype(np.int32) for _, camid in sides.values()]
+    pids = [check_labels(f"{side} pid", pid) for side, (pid, _) in sides.items()]
+    camids = [check_labels(f"{side} camid", camid) for side, (_, camid) in sides.items()]
     exclude = []
     if same_camera == "identity":
         exclude.append(_shared_keys(pids, camids))
@@ -214,13 +281,19 @@ def _located(camid: np.ndarray, locations: tuple[int, ...] | None) -> np.ndarray
 
 def _agreeing(query: np.ndarray, gallery: np.ndarray, *, every: bool = False) -> Lists:
     """The gallery rows whose key is that of each query; keys below 0 only if `every`."""
+    order, start, count = _spans(query, gallery, every=every)
+    return Lists(np.append(0, np.cumsum(count)), order[ranges(start, count)])
+
+
+def _spans(
+    query: np.ndarray, gallery: np.ndarray, *, every: bool = False
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """The gallery in the order of its keys, and by query where its key starts there and how often.
+
+    Keys of queries below 0 occur nowhere unless `every`.
+    """
     order = np.argsort(gallery, kind="stable")
     keys = gallery[order]
     start = np.searchsorted(keys, query, side="left")
     count = np.searchsorted(keys, query, side="right") - start
-    if not every:
-        count = np.where(query < 0, 0, count)
-    # Groups lie side by side in `order`: the lists of the queries are cut from it.
-    ends = np.cumsum(count)
-    place = np.arange(ends[-1]) + np.repeat(start - (ends - count), count)
-    return Lists(np.append(0, ends), order[place])
+    return order, start, count if every else np.where(query < 0, 0, count)

@@ -25,6 +25,8 @@ from ccafl_jax.options import require_choice
 METRICS = ("cosine", "euclidean")
 DISTANCES = ("squared", "squared_twice")
 
+_ROUNDING = 1e-6  # of squared lengths
+
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class RerankScores:
@@ -122,7 +124,7 @@ def rerank(
     require_choice("metric", metric, METRICS)
     require_choice("distance", distance, DISTANCES)
     _check_options(np.shape(query)[:1] + np.shape(gallery)[:1], k1, k2, lambda_)
-    f, norms = joined(metric, query=query, gallery=gallery)
+    f, squares = joined(metric, query=query, gallery=gallery)
     normalized = metric == "cosine"
     # Of unit vectors the product orders like the distance and costs no bias.
     internal = "dot" if normalized else "euclidean"
@@ -131,7 +133,8 @@ def rerank(
     )
     worst = worst.astype(np.float64)
     furthest = np.maximum(2.0 - 2.0 * worst if normalized else np.square(worst), 0.0)
-    furthest[furthest == 0.0] = 1.0  # all items are one point
+    # Where all items are one point, only rounding is left to divide by.
+    furthest[furthest <= _ROUNDING * (2.0 if normalized else squares.max())] = 1.0
     power = 2 if distance == "squared_twice" else 1
 
     def share(i: np.ndarray, j: np.ndarray) -> np.ndarray:
@@ -146,9 +149,10 @@ def rerank(
         progress=progress,
     )
     size = len(query)
+    features = FeatureScores(f[:size], f[size:], internal)
     return RerankScores(
-        FeatureScores(f[:size], f[size:], internal),
-        np.full(size, 2.0) if normalized else np.square(norms[:size], dtype=np.float64),
+        features,
+        np.full(size, 2.0) if normalized else features.query_squares,
         furthest[:size],
         power,
         float(lambda_),

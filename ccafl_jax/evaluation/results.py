@@ -9,6 +9,7 @@ follows from the places of the matches is scored again in a moment (`rescore`).
 
 import dataclasses
 import json
+import numbers
 import os
 import pathlib
 import zlib
@@ -236,7 +237,11 @@ def rescore(
     missing = [rule for rule in asked if rule not in rules]
     require(not missing, f"these results do not say their {', '.join(missing)}: give them")
     options = {rule: rules[rule] for rule in ("ap", "no_match", "max_rank")}
-    require(options["max_rank"] >= 1, f"max_rank is {options['max_rank']}, must be 1 or more")
+    length = options["max_rank"]
+    require(
+        isinstance(length, numbers.Integral) and length >= 1,
+        f"max_rank is {length!r}, must be a whole number, 1 or more",
+    )
     first = _first(found, rules["cmc"])
     return Ranking(
         **metrics_of(found.ranks, found.tied, found.offsets, first, **options),

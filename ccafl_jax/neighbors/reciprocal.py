@@ -15,6 +15,7 @@ from scipy import sparse
 
 from ccafl_jax.neighbors.similarity import in_threads
 from ccafl_jax.progress import progress_bar
+from ccafl_jax.ragged import ranges
 
 Distance = Callable[[np.ndarray, np.ndarray], np.ndarray]
 
@@ -88,7 +89,8 @@ def jaccard_block(rows: sparse.csr_array, others: sparse.csc_array) -> np.ndarra
         stop = int(np.searchsorted(done, done[start] + _TRIPLES, side="right")) - 1
         stop = max(stop, start + 1)
         entries = slice(rows.indptr[start], rows.indptr[stop])
-        place, entry = _ranges(others.indptr[rows.indices[entries]], length[entries])
+        place = ranges(others.indptr[rows.indices[entries]], length[entries])
+        entry = np.repeat(np.arange(len(length[entries])), length[entries])
         row = np.repeat(np.arange(stop - start), np.diff(rows.indptr[start : stop + 1]))
         pair = row[entry] * size + others.indices[place]
         shared = np.minimum(rows.data[entries][entry], others.data[place])
@@ -162,7 +164,8 @@ def _expand_rows(full, half, start: int, stop: int) -> tuple[np.ndarray, np.ndar
     table = np.zeros((stop - start) * n, bool)
     table[own] = True
     size = half_offsets[candidate + 1] - half_offsets[candidate]
-    place, source = _ranges(half_offsets[candidate], size)
+    place = ranges(half_offsets[candidate], size)
+    source = np.repeat(np.arange(len(size)), size)
     added = row[source] * n + half_members[place]
     inside = np.bincount(source[table[added]], minlength=len(candidate))
     accepted = 3 * inside > 2 * size
@@ -194,13 +197,6 @@ def _mean_rows(encoding: sparse.csr_array, nearest: np.ndarray, progress: bool):
             means.append(mean)
             bar.update(len(lists))
     return sparse.vstack(means, format="csr")
-
-
-def _ranges(starts: np.ndarray, lengths: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """All places starts[r], starts[r] + 1, ... of ranges r one after another, and their r."""
-    source = np.repeat(np.arange(len(lengths)), lengths)
-    shift = starts - (np.cumsum(lengths) - lengths)
-    return np.arange(len(source)) + shift[source], source
 
 
 def _offsets(counts: np.ndarray) -> np.ndarray:

@@ -8,7 +8,6 @@ too, as long as its operands lie where they need no copy.
 
 import concurrent.futures
 import dataclasses
-import functools
 import os
 from collections.abc import Callable, Iterator
 from typing import Protocol
@@ -29,6 +28,13 @@ ALIGNMENT = 64
 _QUERY_TILE, _GALLERY_TILE = 512, 2048
 _GALLERY_MULTIPLE = 256
 _CHUNK_ELEMENTS = 2**21
+
+ENGINES = ("auto", "host", "device")
+"""Where work is done: with NumPy beside XLA's CPU products, or in jitted blocks on accelerators."""
+
+_COSINE_LENGTHS = (1e-30, 1e30)
+_PRODUCT_LENGTHS = (1e-15, 1e18)
+_FAR = 16.0  # squared length of a mean over the spread around it that costs digits
 
 Blocks = Iterator[tuple[np.ndarray, np.ndarray]]
 
@@ -68,7 +74,7 @@ class FeatureScores:
       columns: int[G], the gallery rows that count, in ascending order; all when None.
 
     Raises:
-      ValueError: see `check_features`.
+      ValueError: see `check_features`; columns that are not rows in ascending order.
     """
 
     query: np.ndarray | jax.Array
@@ -80,12 +86,18 @@ class FeatureScores:
         for side in ("query", "gallery"):
             if not hasattr(getattr(self, side), "dtype"):
                 object.__setattr__(self, side, np.asarray(getattr(self, side)))
-        for side, norm in check_features(
-            self.metric, query=self.query, gallery=self.gallery
-        ).items():
-            object.__setattr__(self, f"_{side}_norm", norm.astype(self.dtype))
-            # In float64 the square of a root is near enough to round to the right float32.
-            object.__setattr__(self, f"_{side}_square", norm * norm)
+        squares = check_features(self.metric, query=self.query, gallery=self.gallery)
+        _check_columns(self.columns, len(self.gallery))
+        center = None
+        if self.metric == "euclidean":
+            center = center_of(self.gallery, squares["gallery"])
+        if center is not None:
+            sides = {"query": self.query, "gallery": self.gallery}
+            squares = {side: _squares(np.asarray(x), center) for side, x in sides.items()}
+        object.__setattr__(self, "_center", center)
+        object.__setattr__(self, "_squares", squares)
+        norms = {side: np.sqrt(square).astype(self.dtype) for side, square in squares.items()}
+        object.__setattr__(self, "_norms", norms)
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -97,34 +109,38 @@ class FeatureScores:
         """Of the scores: float32, or float64 where JAX computes in it and the features have it."""
         return jnp.promote_types(jnp.result_type(self.query, self.gallery), jnp.float32)
 
+    @property
+    def query_squares(self) -> np.ndarray:
+        """float64[Q]; less twice a score of `euclidean` it is the squared distance."""
+        return self._squares["query"]
+
     def blocks(self, order: np.ndarray | None = None, *, elements: int = BLOCK_ELEMENTS) -> Blocks:
-        """See `ScoreProvider.blocks`."""
+        """See `ScoreProvider.blocks`; a block has eight queries at least."""
         queries, size = self.shape
         order = np.arange(queries) if order is None else np.asarray(order, np.int64)
-        query, gallery = np.asarray(self.query), np.asarray(self.gallery)
         columns = np.arange(size) if self.columns is None else np.asarray(self.columns)
-        block, tile_q, tile_g = _tiles(queries, size, elements)
+        block, tile_q, tile_g = _tiles(queries, size, self.query.shape[1], elements)
         buffer = np.empty((min(block, len(order)), size), self.dtype)
         with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:
             for start in range(0, len(order), block):
                 rows = order[start : start + block]
                 scores = buffer[: len(rows)]
                 tops = [
-                    self._query_tile(query, rows[first : first + tile_q], tile_q)
+                    self._tile("query", rows[first : first + tile_q], tile_q)
                     for first in range(0, len(rows), tile_q)
                 ]
-                self._fill(scores, tops, gallery, columns, tile_g, pool)
+                self._fill(scores, tops, columns, tile_g, pool)
                 yield rows, scores
 
     def reported(self, rows: np.ndarray, scores: np.ndarray) -> np.ndarray:
         """The scores; for `euclidean` the negative distances."""
         if self.metric != "euclidean":
             return scores
-        squared = self._query_square[rows].reshape(-1, *[1] * (scores.ndim - 1)) - 2.0 * scores
+        squared = self.query_squares[rows].reshape(-1, *[1] * (scores.ndim - 1)) - 2.0 * scores
         return -np.sqrt(np.maximum(squared, 0.0)).astype(scores.dtype)
 
     def on_device(self) -> tuple[jax.Array, jax.Array]:
-        """The gallery (normalised for `cosine`) and its bias, padded to whole tiles.
+        """The gallery as products take it, and its bias, padded to whole tiles.
 
         Padding repeats the first row.
         """
@@ -134,37 +150,41 @@ class FeatureScores:
         gallery = jnp.asarray(self.gallery)
         if not np.array_equal(padded, np.arange(len(gallery))):
             gallery = gallery[padded]
+        divisor, shift = self.device_terms("gallery")
         bias = self._bias(padded) if self.metric == "euclidean" else np.zeros(len(padded))
-        return _prepared(gallery, self.dtype, self.metric), jnp.asarray(bias, self.dtype)
+        gallery = jax.jit(prepared)(gallery, divisor[padded], shift)
+        return gallery, jnp.asarray(bias, self.dtype)
 
-    def _query_tile(self, query: np.ndarray, rows: np.ndarray, size: int) -> jax.Array:
-        tile = aligned((size, query.shape[1]), self.dtype)
-        tile[: len(rows)] = query[rows]
-        if self.metric == "cosine":
-            tile[: len(rows)] /= self._query_norm[rows, None]
-        tile[len(rows) :] = tile[0]
-        return on_host(tile)
+    def device_terms(self, side: str) -> tuple[np.ndarray, np.ndarray]:
+        """Divisors of the rows of a side (float[n]) and what is taken off first (float[D])."""
+        size, dim = np.shape(getattr(self, side))
+        divisor = self._norms[side] if self.metric == "cosine" else np.ones(size, self.dtype)
+        shift = np.zeros(dim, self.dtype) if self._center is None else self._center
+        return divisor, shift.astype(self.dtype)
 
-    def _gallery_tile(self, gallery: np.ndarray, rows: np.ndarray, size: int) -> jax.Array:
-        tile = aligned((size, gallery.shape[1]), self.dtype)
+    def _tile(self, side: str, rows: np.ndarray, size: int) -> jax.Array:
+        features = np.asarray(getattr(self, side))
+        tile = aligned((size, features.shape[1]), self.dtype)
         # Neighbouring rows are one slice, which costs no copy of its own.
-        together = rows[-1] - rows[0] == len(rows) - 1
-        taken = gallery[rows[0] : rows[-1] + 1] if together else gallery[rows]
+        together = rows[-1] - rows[0] == len(rows) - 1 and np.all(np.diff(rows) == 1)
+        taken = features[rows[0] : rows[-1] + 1] if together else features[rows]
+        filled = tile[: len(rows)]
         if self.metric == "cosine":
-            np.divide(taken, self._gallery_norm[rows, None], out=tile[: len(rows)])
+            np.divide(taken, self._norms[side][rows, None], out=filled)
+        elif self._center is not None:
+            np.subtract(taken, self._center, out=filled)
         else:
-            tile[: len(rows)] = taken
+            filled[...] = taken
         tile[len(rows) :] = tile[0]
         return on_host(tile)
 
     def _bias(self, rows: np.ndarray) -> np.ndarray:
-        return -0.5 * self._gallery_square[rows]
+        return 0.0 - 0.5 * self._squares["gallery"][rows]  # never -0.0
 
     def _fill(
         self,
         scores: np.ndarray,
         tops: list[jax.Array],
-        gallery: np.ndarray,
         columns: np.ndarray,
         size: int,
         pool: concurrent.futures.Executor,
@@ -173,7 +193,7 @@ class FeatureScores:
         starts = range(0, len(columns), size)
 
         def prepare(start: int) -> jax.Array:
-            return self._gallery_tile(gallery, columns[start : start + size], size)
+            return self._tile("gallery", columns[start : start + size], size)
 
         following = pool.submit(prepare, starts[0])
         copies: list[concurrent.futures.Future] = []
@@ -213,7 +233,9 @@ class MatrixScores:
             object.__setattr__(self, "scores", np.asarray(self.scores))
         if np.ndim(self.scores) != 2 or 0 in np.shape(self.scores):
             raise ValueError(f"scores must be [queries, gallery], found {np.shape(self.scores)}")
+        _check_columns(self.columns, np.shape(self.scores)[1])
         scores = np.asarray(self.scores)
+        _check_real("scores", scores)
         for start, stop in _chunks(*scores.shape):
             if not np.isfinite(scores[start:stop]).all():
                 raise ValueError("scores hold NaN or infinite values; expected finite ones")
@@ -247,11 +269,12 @@ def check_features(metric: str, **sides: np.ndarray | jax.Array) -> dict[str, np
       **sides: float[n, D] each, by the name that messages use.
 
     Returns:
-      Lengths of the rows by side, float64[n].
+      Squared lengths of the rows by side, float64[n].
 
     Raises:
-      ValueError: an unknown metric, no matrix, an empty side, sides of different dimensions, rows
-        with NaN or infinite values, or for `cosine` rows of zeros, which have no direction.
+      ValueError: an unknown metric, no matrix, an empty side, sides of different dimensions,
+        complex or other values that are no numbers, rows with NaN or infinite values, for `cosine`
+        rows of zeros, which have no direction, or lengths whose products leave float32.
     """
     require_choice("metric", metric, METRICS)
     shapes = {name: np.shape(features) for name, features in sides.items()}
@@ -261,22 +284,85 @@ def check_features(metric: str, **sides: np.ndarray | jax.Array) -> dict[str, np
         raise ValueError(
             f"features must be [n, dim] with one dim and 1 or more rows each, found {found}"
         )
-    norms = {}
+    squares = {}
     for name, features in sides.items():
-        norms[name] = norm = _row_norms(np.asarray(features))
-        wrong = ~np.isfinite(norm)
+        _check_real(f"{name} features", features)
+        squares[name] = square = _squares(np.asarray(features))
+        wrong = ~np.isfinite(square)
         if wrong.any():
             raise ValueError(
-                f"{wrong.sum()} of {len(norm)} {name} features are NaN or infinite (first: row "
+                f"{wrong.sum()} of {len(square)} {name} features are NaN or infinite (first: row "
                 f"{np.argmax(wrong)}); extract them again, in float32"
             )
-        if metric == "cosine" and not norm.all():
+        if metric == "cosine" and not square.all():
             raise ValueError(
-                f"{np.sum(norm == 0)} of {len(norm)} {name} features are zero vectors (first: row "
-                f"{np.argmax(norm == 0)}), which have no cosine; drop these rows or look for the "
-                "model that made them"
+                f"{np.sum(square == 0)} of {len(square)} {name} features are zero vectors (first: "
+                f"row {np.argmax(square == 0)}), which have no cosine; drop these rows or look "
+                "for the model that made them"
             )
-    return norms
+    if jnp.promote_types(jnp.result_type(*sides.values()), jnp.float32) == jnp.float32:
+        _check_lengths(metric, squares)
+    return squares
+
+
+def center_of(features: np.ndarray | jax.Array, squares: np.ndarray) -> np.ndarray | None:
+    """What to take off features so that their Euclidean distances keep their digits.
+
+    Distances come from products, whose digits a mean far from zero would use up. It is rounded to
+    a power of two near the spread, so that features on a dyadic grid stay on it.
+
+    Args:
+      features: float[n, D].
+      squares: float64[n], squared lengths of the rows.
+
+    Returns:
+      float64[D], or None where the mean is near enough.
+    """
+    features = np.asarray(features)
+    sums: dict[int, np.ndarray] = {}
+
+    def work(start: int, stop: int) -> None:
+        sums[start] = features[start:stop].sum(axis=0, dtype=np.float64)
+
+    in_threads(work, *features.shape)
+    mean = sum(sums[start] for start in sorted(sums)) / len(features)
+    far = float(mean @ mean)
+    spread = max(float(squares.mean()) - far, 0.0)
+    if far <= _FAR * spread:
+        return None
+    step = np.sqrt(spread / len(mean))
+    if step <= 1e-7 * np.sqrt(far):  # all one point
+        center = mean
+    else:
+        step = 2.0 ** np.ceil(np.log2(step))
+        center = np.round(mean / step) * step
+    return center.astype(np.float32).astype(np.float64)
+
+
+def prepared(features: jax.Array, divisor: jax.Array, shift: jax.Array) -> jax.Array:
+    """Rows as products take them; in jitted code.
+
+    Args:
+      features: float[n, D].
+      divisor: float[n], see `FeatureScores.device_terms`.
+      shift: float[D].
+    """
+    return (features.astype(shift.dtype) - shift) / divisor[:, None]
+
+
+def device_scores(
+    query: jax.Array, divisor: jax.Array, shift: jax.Array, gallery: jax.Array, bias: jax.Array
+) -> jax.Array:
+    """Scores of a block on the device, float[b, G padded]; in jitted code.
+
+    Args:
+      query: float[b, D].
+      divisor: float[b].
+      shift: float[D].
+      gallery: float[G padded, D], see `FeatureScores.on_device`.
+      bias: float[G padded].
+    """
+    return numerics.einsum("qd,gd->qg", prepared(query, divisor, shift), gallery) + bias
 
 
 def aligned(shape: tuple[int, int], dtype: np.dtype) -> np.ndarray:
@@ -320,12 +406,6 @@ def _product(query: jax.Array, gallery: jax.Array) -> jax.Array:
     return numerics.einsum("qd,gd->qg", query, gallery)
 
 
-@functools.partial(jax.jit, static_argnames=("dtype", "metric"))
-def _prepared(gallery: jax.Array, dtype, metric: str) -> jax.Array:
-    gallery = gallery.astype(dtype)
-    return numerics.l2_normalize(gallery) if metric == "cosine" else gallery
-
-
 def _store(scores, first: int, start: int, product: jax.Array, bias) -> None:
     """Copies a product into its place, without what pads it."""
     target = scores[first : first + len(product), start : start + product.shape[1]]
@@ -341,9 +421,10 @@ def _finish(futures: list[concurrent.futures.Future]) -> None:
         future.result()
 
 
-def _tiles(queries: int, gallery: int, elements: int) -> tuple[int, int, int]:
+def _tiles(queries: int, gallery: int, dim: int, elements: int) -> tuple[int, int, int]:
     """Queries of a block, and of a tile; gallery items of a tile."""
-    block = max(1, elements // gallery)
+    # A block holds its scores, its tiles of queries, and products that are padded.
+    block = max(1, elements // max(round_up(gallery, _GALLERY_MULTIPLE), dim))
     tile = min(_QUERY_TILE, power_of_two(queries))
     while tile > max(block, 8):
         tile //= 2
@@ -351,20 +432,54 @@ def _tiles(queries: int, gallery: int, elements: int) -> tuple[int, int, int]:
     return block, tile, min(_GALLERY_TILE, round_up(gallery, _GALLERY_MULTIPLE))
 
 
-def _row_norms(features: np.ndarray) -> np.ndarray:
+def _squares(features: np.ndarray, center: np.ndarray | None = None) -> np.ndarray:
+    """Squared lengths of rows, less a center, float64[n]."""
     squares = np.empty(len(features))
     dtype = np.float64 if features.dtype == np.float64 else np.float32
 
+    def rows_of(part: slice | np.ndarray, dtype: np.dtype) -> np.ndarray:
+        rows = features[part].astype(dtype, copy=False)
+        return rows if center is None else (rows - center).astype(dtype)
+
     def work(start: int, stop: int) -> None:
-        rows = features[start:stop].astype(dtype, copy=False)
+        rows = rows_of(slice(start, stop), dtype)
         squares[start:stop] = np.einsum("nd,nd->n", rows, rows)
 
     with np.errstate(over="ignore", under="ignore", invalid="ignore"):
         in_threads(work, *features.shape)
         # Squares leave the range of float32 long before the values do.
         doubtful = np.flatnonzero(~np.isfinite(squares) | (squares < 1e-30))
-        squares[doubtful] = np.square(features[doubtful].astype(np.float64)).sum(axis=1)
-    return np.sqrt(squares)
+        squares[doubtful] = np.square(rows_of(doubtful, np.float64)).sum(axis=1)
+    return squares
+
+
+def _check_lengths(metric: str, squares: dict[str, np.ndarray]) -> None:
+    """Raises ValueError where products of rows, or their lengths, leave the range of float32."""
+    for name, square in squares.items():
+        low, high = _COSINE_LENGTHS if metric == "cosine" else _PRODUCT_LENGTHS
+        longest, shortest = np.sqrt(square.max()), np.sqrt(square.min())
+        # Short rows among longer ones are as good as zero, which only `cosine` minds.
+        small = shortest if metric == "cosine" else longest
+        if longest > high or 0 < small < low:
+            raise ValueError(
+                f"{name} features have lengths from {shortest:.3g} to {longest:.3g}; {metric} in "
+                f"float32 needs {low:g} to {high:g}: multiply all features by one number"
+            )
+
+
+def _check_real(name: str, values: np.ndarray | jax.Array) -> None:
+    dtype = values.dtype if hasattr(values, "dtype") else np.asarray(values).dtype
+    if not any(jnp.issubdtype(dtype, kind) for kind in (jnp.floating, jnp.integer, jnp.bool_)):
+        raise ValueError(f"{name} are {dtype}; expected real numbers")
+
+
+def _check_columns(columns: np.ndarray | None, size: int) -> None:
+    if columns is None:
+        return
+    columns = np.asarray(columns)
+    ascending = columns.ndim == 1 and columns.size and np.all(np.diff(columns) > 0)
+    if not ascending or columns[0] < 0 or columns[-1] >= size:
+        raise ValueError(f"columns must be ascending rows of the gallery, 0 to {size - 1}")
 
 
 def _chunks(rows: int, row_elements: int) -> list[tuple[int, int]]:

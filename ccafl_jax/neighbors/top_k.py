@@ -15,9 +15,12 @@ import numpy as np
 from ccafl_jax import numerics
 from ccafl_jax.neighbors.similarity import (
     ALIGNMENT,
+    ENGINES,
     FeatureScores,
     aligned,
+    center_of,
     check_features,
+    device_scores,
     in_threads,
     on_host,
     power_of_two,
@@ -25,8 +28,6 @@ from ccafl_jax.neighbors.similarity import (
 )
 from ccafl_jax.options import require_choice
 from ccafl_jax.progress import progress_bar
-
-ENGINES = ("auto", "host", "device")
 
 _GROUP = 32  # columns whose maximum stands for all of them
 _TILE = 4096  # columns of one product of a set with itself; it has half as many rows
@@ -128,12 +129,12 @@ def self_top_k(
     """The k nearest items of each item of a set, itself included like any other.
 
     On the host every product of two parts of the set serves both, so that all against all costs
-    half of `top_k(f, f, k)`. Beside the features and the result memory holds a few tiles, and for
-    `cosine` a normalised copy.
+    half of `top_k(f, f, k)`. Beside the features and the result memory holds a few tiles and one
+    copy of the features as products take them.
 
     Args:
-      f: float[N, D]; need not be normalised. Contiguous float32 is not copied for `dot` and
-        `euclidean`.
+      f: float[N, D]; need not be normalised. Contiguous float32 that starts at a multiple of 64
+        bytes is not copied for `dot` and, with a mean near zero, for `euclidean`.
       k: 1..N.
       metric: see `top_k`.
       worst: also returns the lowest score of each item among all N.
@@ -159,25 +160,30 @@ def joined(metric: str, **sides: np.ndarray | jax.Array) -> tuple[np.ndarray, np
     """The rows of all sides in one array that products take without a copy.
 
     Args:
-      metric: one of METRICS; `cosine` normalises.
+      metric: one of METRICS; `cosine` normalises, `euclidean` takes off a mean far from zero.
       **sides: float[n, D] each, by the name that messages use.
 
     Returns:
-      float32[sum of n, D] (float64 where JAX computes in it and the features have it), and the
-      lengths of the rows as they came.
+      float32[sum of n, D] (float64 where JAX computes in it and the features have it), and
+      float64[sum of n], squared lengths of the rows: as they came for `cosine`, else as they are.
 
     Raises:
       ValueError: see `check_features`.
     """
-    norms = check_features(metric, **sides)
+    squares = np.concatenate(list(check_features(metric, **sides).values()))
     dtype = jnp.promote_types(jnp.result_type(*sides.values()), jnp.float32)
-    total, dim = sum(map(len, sides.values())), next(iter(sides.values())).shape[1]
+    total, dim = len(squares), next(iter(sides.values())).shape[1]
     rows, first = aligned((total, dim), dtype), 0
-    for name, side in sides.items():
-        target = rows[first : first + len(side)]
-        _copy_rows(np.asarray(side), target, norms[name] if metric == "cosine" else None)
+    for side in sides.values():
+        part = slice(first, first + len(side))
+        norms = np.sqrt(squares[part]) if metric == "cosine" else None
+        _copy_rows(np.asarray(side), rows[part], norms)
         first += len(side)
-    return rows, np.concatenate(list(norms.values()))
+    center = center_of(rows, squares) if metric == "euclidean" else None
+    if center is not None:
+        rows -= center.astype(dtype)
+        squares = check_features(metric, features=rows)["features"]
+    return rows, squares
 
 
 def _largest(scores: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
@@ -247,16 +253,18 @@ class _SelfSearch:
 
     def __init__(self, f, k: int, metric: str, worst: bool):
         if metric != "cosine" and _fits(np.asarray(f)):
-            f, norms = np.asarray(f), check_features(metric, features=f)["features"]
+            f, squares = np.asarray(f), check_features(metric, features=f)["features"]
+            if metric == "euclidean" and center_of(f, squares) is not None:
+                f, squares = joined(metric, features=f)
         else:
-            f, norms = joined(metric, features=f)
+            f, squares = joined(metric, features=f)
         n = len(f)
         _check_k(k, n)
-        self.f, self.k, self.metric, self.norms = f, k, metric, norms
+        self.f, self.k, self.metric, self.squares = f, k, metric, squares
         self.tile = min(_TILE, round_up(n, 2 * _TILE_GROUP))
         bias = np.zeros(n)
         if metric == "euclidean":
-            bias = -0.5 * np.square(norms, dtype=np.float64)
+            bias = 0.0 - 0.5 * squares
         # Padding never scores.
         self.bias = np.full(round_up(n, self.tile), -np.inf, f.dtype)
         self.bias[:n] = bias
@@ -282,9 +290,8 @@ class _SelfSearch:
     def _result(self) -> tuple[Neighbors, np.ndarray | None]:
         scores, low = self.scores, self.low
         if self.metric == "euclidean":
-            squared = np.square(self.norms, dtype=np.float64)
-            scores = _negative_distance(squared[:, None], scores)
-            low = None if low is None else _negative_distance(squared, low)
+            scores = _negative_distance(self.squares[:, None], scores)
+            low = None if low is None else _negative_distance(self.squares, low)
         return Neighbors(self.indices, scores), low
 
     def _products(self, starts: range) -> Iterator[tuple]:
@@ -367,7 +374,7 @@ def _device_top_k(provider: FeatureScores, k: int, progress: bool) -> tuple[Neig
     """As `top_k` by sorting on the device, and the lowest score of each query."""
     queries, size = provider.shape
     gallery, bias = provider.on_device()
-    query = jnp.asarray(provider.query)
+    query, (divisor, shift) = jnp.asarray(provider.query), provider.device_terms("query")
     block = min(power_of_two(queries), power_of_two(_DEVICE_ELEMENTS // len(gallery) + 1) // 2)
     block = max(block, 1)
     parts = []
@@ -375,21 +382,17 @@ def _device_top_k(provider: FeatureScores, k: int, progress: bool) -> tuple[Neig
         for start in range(0, queries, block):
             # The last block repeats the last query: one shape, one compilation.
             rows = np.minimum(np.arange(start, start + block), queries - 1)
-            parts.append(
-                jax.device_get(_block_top_k(query[rows], gallery, bias, size, k, provider.metric))
-            )
+            inputs = query[rows], divisor[rows], shift, gallery, bias
+            parts.append(jax.device_get(_block_top_k(*inputs, size, k)))
             bar.update(min(block, queries - start))
     indices, scores, low = (np.concatenate(x)[:queries] for x in zip(*parts, strict=True))
     every = np.arange(queries)
     return Neighbors(indices, provider.reported(every, scores)), provider.reported(every, low)
 
 
-@functools.partial(jax.jit, static_argnames=("k", "metric"))
-def _block_top_k(query, gallery, bias, size, k: int, metric: str):
-    query = query.astype(gallery.dtype)
-    if metric == "cosine":
-        query = numerics.l2_normalize(query)
-    scores = numerics.einsum("qd,gd->qg", query, gallery) + bias
+@functools.partial(jax.jit, static_argnames="k")
+def _block_top_k(query, divisor, shift, gallery, bias, size, k: int):
+    scores = device_scores(query, divisor, shift, gallery, bias)
     real = jnp.arange(len(gallery)) < size
     best, indices = jax.lax.top_k(jnp.where(real, scores, -jnp.inf), k)
     return indices.astype(jnp.int32), best, jnp.where(real, scores, jnp.inf).min(axis=1)

@@ -85,7 +85,7 @@ def cross_domain(
                 raise ValueError(f"{where} does not say what it {what}: it lacks {key!r}")
         if not any(figure in values for figure in figures):
             raise ValueError(f"{where} holds none of {', '.join(figures)}")
-        pair = str(values["trained_on"]), str(values["dataset"])
+        pair = _trained_on(values["trained_on"]), str(values["dataset"])
         if pair in found:
             raise ValueError(f"{where} is the second one trained on {pair[0]}, tested on {pair[1]}")
         found[pair] = values
@@ -98,6 +98,11 @@ def cross_domain(
             for figure in figures
         },
     )
+
+
+def _trained_on(value: Any) -> str:
+    """A name; of a mean over models of several training sets, all of theirs."""
+    return " + ".join(map(str, value)) if isinstance(value, list | tuple) else str(value)
 
 
 def _read(path: pathlib.Path) -> Mapping[str, Any]:

@@ -1,6 +1,7 @@
 """Figures of features under the protocol of their data set, with every rule they were made by."""
 
 import dataclasses
+import itertools
 import statistics
 from collections.abc import Sequence
 from typing import Any
@@ -11,11 +12,11 @@ from jax.sharding import Mesh
 from ccafl_jax.evaluation import results
 from ccafl_jax.evaluation.bootstrap import bootstrap as bootstrap_intervals
 from ccafl_jax.evaluation.camera_pairs import map_by_camera_pair
-from ccafl_jax.evaluation.protocols import PROTOCOLS, Protocol, protocol_of
-from ccafl_jax.evaluation.ranking import Ranking, rank_by
+from ccafl_jax.evaluation.protocols import PROTOCOLS, TRIAL_OPTIONS, Protocol, protocol_of
+from ccafl_jax.evaluation.ranking import ENGINES, Ranking, rank_by
 from ccafl_jax.neighbors.similarity import METRICS
 from ccafl_jax.options import require, require_choice
-from ccafl_jax.scoring.feature_set import DISTRACTOR, FeatureSet
+from ccafl_jax.scoring.feature_set import DISTRACTOR, TEST, FeatureSet
 from ccafl_jax.scoring.groups import GroupedScores, tracks_of
 from ccafl_jax.scoring.published_lists import USES, agreement
 from ccafl_jax.scoring.published_lists import published_lists as lists_of
@@ -35,6 +36,7 @@ class Scored:
       features: the set that was ranked.
       query: int64[Q], its rows that are the queries.
       gallery: int64[G], its rows that are the gallery; of tracks, the first image of each.
+      gallery_pid: int32[G], identities as they were ranked; see `Trial`.
       ranking: of them.
       figures: of this ranking alone, and counts.
     """
@@ -43,6 +45,7 @@ class Scored:
     features: FeatureSet
     query: np.ndarray
     gallery: np.ndarray
+    gallery_pid: np.ndarray
     ranking: Ranking
     figures: dict[str, Any]
 
@@ -73,6 +76,7 @@ class Evaluation:
             sides[f"{side}_names"] = one.features.names[rows]
             sides[f"{side}_pid"] = one.features.pid[rows]
             sides[f"{side}_camid"] = one.features.camid[rows]
+        sides["gallery_pid"] = one.gallery_pid
         own, all_rules = one.ranking.rules, self.figures["rules"]
         rules = {key: value for key, value in all_rules.items() if key not in own}
         rules |= {"feature_metric": all_rules["metric"]}
@@ -107,6 +111,37 @@ class _Settings:
         require(
             not self.tracks or self.published_lists == "ignore",
             "published lists are of images, not of tracks: use one of the two",
+        )
+        require(
+            not (self.tracks and self.distractors),
+            "distractors are in no track: use one of the two",
+        )
+        self._check_engine()
+
+    def _check_engine(self) -> None:
+        """Raises ValueError where engine or mesh would have no effect."""
+        require_choice("engine", self.engine, ENGINES)
+        not_features = (
+            "tracks are" if self.tracks else "re-ranked scores are" if self.rerank else ""
+        )
+        require(
+            self.engine != "device" or not not_features,
+            f"engine is 'device', which ranks by features, but {not_features} ranked on the host: "
+            "leave engine out",
+        )
+        if self.mesh is None:
+            return
+        axes = self.mesh.axis_names
+        require(
+            "data" in axes,
+            f"the mesh has the axes {', '.join(map(repr, axes))}; expected 'data', over which "
+            "queries are split",
+        )
+        reason = not_features or ("with engine 'host' all is" if self.engine == "host" else "")
+        require(
+            not reason,
+            f"a mesh splits the ranking by features, but {reason} ranked on the host: leave mesh "
+            "out",
         )
 
 
@@ -148,15 +183,18 @@ def evaluate(
       bootstrap: samples of 95 % intervals over the identities of the queries; 0 for none.
       camera_pairs: mAP for each pair of cameras, too.
       top: number of best items that rankings keep of each query.
-      engine: see `ccafl_jax.evaluation.ranking.rank_by`, like `mesh`.
-      mesh: the devices.
+      engine: of the ranking, see `ccafl_jax.evaluation.ranking.rank_by`; re-ranked scores and
+        tracks are ranked on the host.
+      mesh: the devices that the ranking by features is split over, on the axis `data`.
       progress: show bars.
       **options: of the protocol, in place of its own: `ap`, `no_match`, `same_camera`, `mode`,
-        `shots`, `draw`, `trials`, `direction`, ...; see `Protocol`.
+        `shots`, `draw`, `trials`, `direction`, ...; see `Protocol`. The last five are not for
+        features that come with queries and a gallery.
 
     Returns:
       `Evaluation`. Its figures are means over the trials of a set, then over the sets; `NAME_std`
-      is the standard deviation (n - 1) over the sets or, of one set, over its trials.
+      is the standard deviation (n - 1) over the sets or, of one set, over its trials. Where sets
+      were trained on different data, `trained_on` lists all.
 
     Raises:
       ValueError: an unknown option or value, sets that do not belong together, or a set that lacks
@@ -183,8 +221,12 @@ def evaluate(
         not bootstrap or len(sets) == 1,
         "bootstrap goes over the queries of one set; the spread over several is NAME_std",
     )
+    asked = protocol
     protocol, warnings = _protocol(sets, protocol)
     protocol = protocol.replace(**options)
+    if not np.any(sets[0].part == TEST):
+        _check_no_trials(sets[0], protocol, [*options] if asked is None else [*options, "protocol"])
+        protocol = protocol.of_parts()
     by_set = [_score_set(features, protocol, settings, several=len(sets) > 1) for features in sets]
     scored = tuple(one for found in by_set for one in found)
     figures = {
@@ -195,8 +237,10 @@ def evaluate(
         "rules": _rules(sets, protocol, settings, by_set),
         "warnings": [*warnings, *_camera_warnings(scored, protocol)],
     }
-    if "trained_on" in sets[0].meta:
-        figures["trained_on"] = sets[0].meta["trained_on"]
+    trained_on = list(dict.fromkeys(features.meta.get("trained_on") for features in sets))
+    if any(name is not None for name in trained_on):
+        names = ["unknown" if name is None else name for name in trained_on]
+        figures["trained_on"] = names[0] if len(names) == 1 else names
     if bootstrap:
         figures["intervals"] = _intervals(scored, protocol, bootstrap)
     for key in ("published_lists", "camera_pairs"):
@@ -222,11 +266,42 @@ def _check_together(sets: tuple[FeatureSet, ...]) -> None:
                 f"{key} is {values[0]!r} in one set and {value!r} in another; expected features "
                 "of one kind",
             )
+    drawn = [bool(np.any(features.part == TEST)) for features in sets]
+    require(
+        len(set(drawn)) == 1,
+        f"{drawn.count(False)} of {len(sets)} sets have queries and a gallery of their own, the "
+        "others not; expected sets of one kind",
+    )
     splits = [features.meta.get("split") for features in sets]
+    require(
+        len({split is None for split in splits}) == 1,
+        f"{splits.count(None)} of {len(sets)} sets name no split; expected all of them to, or none",
+    )
     for split in splits:
         require(
             split is None or splits.count(split) == 1,
             f"there are {splits.count(split)} sets of split {split}; expected one of each split",
+        )
+    for (i, first), (j, second) in itertools.combinations(enumerate(sets, start=1), 2):
+        require(
+            splits[0] is not None or not np.array_equal(first.features, second.features),
+            f"sets {i} and {j} hold the same features; expected those of different models",
+        )
+
+
+def _check_no_trials(features: FeatureSet, protocol: Protocol, options: Sequence[str]) -> None:
+    """Raises ValueError for options of draws and directions, which queries and a gallery preclude.
+
+    A protocol that was asked for by name asks for what it does otherwise than that of the data set.
+    """
+    asked = [option for option in TRIAL_OPTIONS if option in options]
+    own = PROTOCOLS.get(features.dataset)
+    if "protocol" in options and own is not None and own.trial == protocol.trial:
+        asked += [o for o in TRIAL_OPTIONS if getattr(own, o) != getattr(protocol, o)]
+    if asked:
+        raise ValueError(
+            "these features have queries and a gallery of their own, ranked once: leave out "
+            f"{', '.join(dict.fromkeys(asked))}, or extract the whole test set"
         )
 
 
@@ -246,7 +321,7 @@ def _protocol(
     without = PROTOCOLS["no_cameras"]
     text = "no camera is known: nothing is left out but the query image itself"
     rules = {key: getattr(without, key) for key in ("name", "same_camera", "note")}
-    return protocol.replace(**rules, locations=()), [text]
+    return protocol.replace(**rules, cameras=()), [text]
 
 
 def _score_set(
@@ -271,16 +346,14 @@ def _score_trial(
         multi_query=settings.multi_query,
         progress=settings.progress,
     )
-    gallery, items = trial.gallery, same_item(features, trial)
+    gallery, gallery_pid, items = trial.gallery, trial.gallery_pid, same_item(features, trial)
     if settings.tracks:
         offsets, values, more = tracks_of(features, trial)
         scores, counted = GroupedScores(scores, offsets, values), counted | more
-        gallery, items = trial.gallery[values[offsets[:-1]]], None
-    labels = [
-        column[rows]
-        for column in (features.pid, features.camid)
-        for rows in (trial.query, gallery)
-    ]  # fmt: skip
+        first = values[offsets[:-1]]
+        gallery, gallery_pid, items = gallery[first], gallery_pid[first], None
+    camids = (features.camid[rows] for rows in (trial.query, gallery))
+    labels = [features.pid[trial.query], gallery_pid, *camids]
     codes = features.camera_codes
     rules = protocol.relevance(*labels, camera_codes=codes, same_item=items)
     figures: dict[str, Any] = {"trial": name}
@@ -306,7 +379,7 @@ def _score_trial(
     )
     figures |= {figure: _value(ranking, figure) for figure in protocol.figures}
     figures |= {"queries": ranking.queries, "skipped": ranking.skipped}
-    figures["counts"] = _trial_counts(features, trial, gallery) | counted
+    figures["counts"] = _trial_counts(features, trial, gallery_pid) | counted
     if settings.camera_pairs:
         pairs = map_by_camera_pair(
             scores,
@@ -316,16 +389,18 @@ def _score_trial(
             junk=protocol.junk,
             same_item=items,
             ap=protocol.ap,
+            engine=settings.engine,
+            mesh=settings.mesh,
         )
         figures["camera_pairs"] = pairs.as_dict(codes)
-    return Scored(name, features, trial.query, gallery, ranking, figures)
+    return Scored(name, features, trial.query, gallery, gallery_pid, ranking, figures)
 
 
-def _trial_counts(features: FeatureSet, trial: Trial, gallery: np.ndarray) -> dict[str, int]:
-    without = ~np.isin(features.pid[gallery], features.pid[trial.query])
+def _trial_counts(features: FeatureSet, trial: Trial, gallery_pid: np.ndarray) -> dict[str, int]:
+    without = ~np.isin(gallery_pid, features.pid[trial.query])
     return {
         "queries": len(trial.query),
-        "gallery": len(gallery),
+        "gallery": len(gallery_pid),
         "junk_dropped": trial.junk,
         "queries_without_identity_dropped": trial.unlabelled,
         "gallery_of_ids_without_query": int(without.sum()),
@@ -419,7 +494,7 @@ def _camera_warnings(scored: tuple[Scored, ...], protocol: Protocol) -> list[str
     one = scored[0]
     if protocol.same_camera == "none" or not np.any(one.features.camid >= 0):
         return []
-    sought = np.isin(one.features.pid[one.gallery], one.features.pid[one.query])
+    sought = np.isin(one.gallery_pid, one.features.pid[one.query])
     unknown = [
         int(np.sum(one.features.camid[rows] < 0)) for rows in (one.query, one.gallery[sought])
     ]

@@ -23,12 +23,15 @@ from ccafl_jax.data.layouts import layout_of, select
 from ccafl_jax.data.layouts.query_lists import ROW_TABLES
 from ccafl_jax.data.names import Names
 from ccafl_jax.data.records import (
+    INFRARED,
     UNKNOWN_CAMERA,
+    VISIBLE,
     Collection,
     Records,
     dense_cameras,
     tracklets,
 )
+from ccafl_jax.evaluation.relevance import check_labels
 from ccafl_jax.files import replacing
 from ccafl_jax.neighbors.similarity import check_features
 from ccafl_jax.options import nearest_key
@@ -41,6 +44,8 @@ PARTS = ("query", "gallery", "multi_query", "distractors", "test")
 _FORMAT = "ccafl_jax features 1"
 _COLUMNS = ("features", "pid", "camid", "part")
 _ARRAYS = ("query_f", "gallery_f", "query_pid", "gallery_pid")
+_OPTIONAL = ("query_camid", "gallery_camid", "dataset")
+_WHOLE = {"pid": np.int32, "camid": np.int32, "part": np.int8, "modality": np.int8}
 _ROW_TABLES = {**ROW_TABLES, "track.values": "gallery"}
 _KEPT_TABLES = ("gt.", "track.", "permutations.")
 
@@ -62,7 +67,7 @@ class FeatureSet:
       meta: what made the features, JSON-able: feature, flip, model, fingerprint, split, ...
 
     Raises:
-      ValueError: columns that do not fit together.
+      ValueError: columns that do not fit together, or labels that are no whole numbers of 32 bits.
     """
 
     dataset: str
@@ -86,8 +91,19 @@ class FeatureSet:
                     f"{name} has shape {np.shape(column)}; expected ({len(self.features)},), one "
                     "for each row of the features"
                 )
-        if np.min(self.part) < 0 or np.max(self.part) >= len(PARTS):
+        columns = {name: getattr(self, name) for name in _WHOLE}
+        columns = {n: _checked_labels(n, c) for n, c in columns.items() if c is not None}
+        part, modality = columns["part"], columns.get("modality", np.zeros(1, np.int32))
+        if np.min(part) < 0 or np.max(part) >= len(PARTS):
             raise ValueError(f"part holds numbers outside 0 to {len(PARTS) - 1}: {PARTS}")
+        strange = np.setdiff1d(modality, (VISIBLE, INFRARED))
+        if strange.size:
+            raise ValueError(
+                f"modality holds {strange[0]}; expected {VISIBLE} (visible) or {INFRARED} "
+                "(infrared)"
+            )
+        for name, column in columns.items():
+            object.__setattr__(self, name, column.astype(_WHOLE[name], copy=False))
         highest = int(np.max(self.camid))
         if np.min(self.camid) < UNKNOWN_CAMERA or highest >= len(self.camera_codes):
             raise ValueError(
@@ -116,11 +132,68 @@ class FeatureSet:
                 keep = mask[self.rows(PARTS.index(part))]
                 # The entry at the end is where -1 looks.
                 number = np.append(np.where(keep, np.cumsum(keep) - 1, -1), -1)
-                tables[table] = number[tables[table]]
+                tables[table] = number[self._table_of_rows(table)]
         columns = {name: getattr(self, name)[rows] for name in (*_COLUMNS, "names")}
         if self.modality is not None:
             columns["modality"] = self.modality[rows]
         return dataclasses.replace(self, tables=tables, **columns)
+
+    def lists(self, name: str) -> tuple[np.ndarray, np.ndarray]:
+        """Lists of rows, kept as two tables.
+
+        Args:
+          name: `gt.good`, `gt.junk` or `track`.
+
+        Returns:
+          `offsets` (int64[lists + 1]) and `values`, rows of the part that the lists are of, counted
+          in that part, or -1: list i is `values[offsets[i] : offsets[i + 1]]`.
+
+        Raises:
+          ValueError: a table is missing, or they do not fit each other or this set.
+        """
+        values = self._table_of_rows(f"{name}.values")
+        offsets = self._table(f"{name}.offsets")
+        ends = (offsets[0], offsets[-1]) if len(offsets) else (0, -1)
+        if ends != (0, len(values)) or np.any(np.diff(offsets) < 0):
+            raise ValueError(
+                f"{name}.offsets must rise from 0 to the {len(values)} entries of {name}.values: "
+                "the tables are damaged or of another data set"
+            )
+        return offsets, values
+
+    def _table(self, name: str) -> np.ndarray:
+        if name not in self.tables:
+            raise ValueError(f"there is no table {name}; extract the features again")
+        table = np.asarray(self.tables[name])
+        if table.ndim != 1 or not (table.dtype.kind in "iu" or table.size == 0):
+            raise ValueError(
+                f"table {name} is {table.dtype}{list(table.shape)}; expected whole numbers [n]"
+            )
+        return table.astype(np.int64)
+
+    def _table_of_rows(self, name: str) -> np.ndarray:
+        """A table that holds rows of a part, int64[n], checked."""
+        table, part = self._table(name), _ROW_TABLES[name]
+        size = len(self.rows(PARTS.index(part)))
+        wrong = table[(table < -1) | (table >= size)]
+        if wrong.size:
+            raise ValueError(
+                f"table {name} holds row {wrong[0]} of the part {part}, which has {size} here: it "
+                "is damaged or of another data set"
+            )
+        return table
+
+    def list_queries(self) -> np.ndarray:
+        """The query of each published list, int64[lists]: its row in that part, or -1.
+
+        Raises:
+          ValueError: a query that has two lists or is none of this set.
+        """
+        rows = self._table_of_rows("gt.query")
+        present = rows[rows >= 0]
+        if len(np.unique(present)) < len(present):
+            raise ValueError("table gt.query names a query twice; expected one list for each")
+        return rows
 
     def check(self, where: str = "features") -> "FeatureSet":
         """Itself, once its features are known to be finite and none of them zero.
@@ -361,6 +434,13 @@ def _from_arrays(arrays: Mapping[str, np.ndarray]) -> FeatureSet:
             "expected features written by save, or query_f, gallery_f, query_pid, gallery_pid "
             "and optionally query_camid, gallery_camid"
         )
+    for name in arrays:
+        if name not in (*_ARRAYS, *_OPTIONAL):
+            near = nearest_key(name, (*_ARRAYS, *_OPTIONAL))
+            hint = (
+                f"did you mean {near}?" if near else f"known are {', '.join(_ARRAYS + _OPTIONAL)}"
+            )
+            raise ValueError(f"unknown array {name}: {hint}")
     sides = [_as_features(arrays[f"{side}_f"]) for side in ("query", "gallery")]
     if sides[0].shape[1] != sides[1].shape[1]:
         raise ValueError(
@@ -391,6 +471,16 @@ def _from_arrays(arrays: Mapping[str, np.ndarray]) -> FeatureSet:
     )
 
 
+def _checked_labels(name: str, column: np.ndarray) -> np.ndarray:
+    """int32[n], of whole numbers kept as such."""
+    column = np.asarray(column)
+    if column.dtype.kind not in "iu":
+        raise ValueError(
+            f"{name} is of type {column.dtype} (first: {column[0]}); expected whole numbers"
+        )
+    return check_labels(name, column)
+
+
 def _whole(column: np.ndarray, count: int, name: str) -> np.ndarray:
     """A column of labels as int64, checked."""
     if column.shape != (count,):
@@ -416,7 +506,8 @@ def _as_features(features: np.ndarray) -> np.ndarray:
         raise ValueError(
             f"features are {features.dtype}{list(features.shape)}; expected numbers [n, dim]"
         )
-    return np.ascontiguousarray(features, np.float32)
+    with np.errstate(over="ignore"):  # what float32 cannot hold becomes infinite, and is refused
+        return np.ascontiguousarray(features, np.float32)
 
 
 def _modality(chosen: list[Records]) -> np.ndarray | None:

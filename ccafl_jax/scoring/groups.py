@@ -22,7 +22,8 @@ class GroupedScores:
       values: int64[offsets[T]]; group t holds the items `values[offsets[t] : offsets[t + 1]]`.
 
     Raises:
-      ValueError: no group, an empty one, or items that are not in the gallery.
+      ValueError: no group, an empty one, offsets that do not fit, or items that are not in the
+        gallery.
     """
 
     scores: ScoreProvider
@@ -31,6 +32,11 @@ class GroupedScores:
 
     def __post_init__(self):
         lengths = np.diff(self.offsets)
+        if len(lengths) and (self.offsets[0], self.offsets[-1]) != (0, len(self.values)):
+            raise ValueError(
+                f"offsets reach from {self.offsets[0]} to {self.offsets[-1]}; expected 0 to "
+                f"{len(self.values)}, the number of values"
+            )
         if not len(lengths) or np.any(lengths < 1):
             raise ValueError(
                 f"{int(np.sum(lengths < 1))} of {len(lengths)} groups are empty; expected one or "
@@ -68,15 +74,16 @@ def tracks_of(features: FeatureSet, trial: Trial) -> tuple[np.ndarray, np.ndarra
       of tracks, of those without an image, and of images in no track.
 
     Raises:
-      ValueError: there are no tracks, or images of one differ in identity or camera.
+      ValueError: there are no tracks, they are of another data set, or images of one differ in
+        identity or camera.
     """
     require(
         "track.values" in features.tables,
         f"the features of {features.dataset or 'this set'} come without tracks (the tables "
         "track.values and track.offsets); score images",
     )
-    offsets = np.asarray(features.tables["track.offsets"])
-    places = gallery_places(features, trial, np.asarray(features.tables["track.values"]))
+    offsets, values = features.lists("track")
+    places = gallery_places(features, trial, values)
     owner = np.repeat(np.arange(len(offsets) - 1), np.diff(offsets))
     there = places >= 0
     owner, places = owner[there], places[there]

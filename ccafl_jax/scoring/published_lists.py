@@ -4,9 +4,9 @@ import dataclasses
 
 import numpy as np
 
-from ccafl_jax.data.ragged import ranges
 from ccafl_jax.evaluation.relevance import Lists, Relevance
 from ccafl_jax.options import require
+from ccafl_jax.ragged import ranges
 from ccafl_jax.scoring.feature_set import GALLERY, QUERY, FeatureSet
 from ccafl_jax.scoring.trials import Trial
 
@@ -33,7 +33,7 @@ def published_lists(features: FeatureSet, trial: Trial) -> PublishedLists:
     """The lists of the queries of a trial; images that are not ranked are dropped from them.
 
     Raises:
-      ValueError: the features come without lists.
+      ValueError: the features come without lists, or these are of another data set.
     """
     tables = features.tables
     require(
@@ -42,10 +42,15 @@ def published_lists(features: FeatureSet, trial: Trial) -> PublishedLists:
         "gt.query and gt.good); score them by identities",
     )
     list_of = np.full(len(features), -1)
-    rows = np.asarray(tables["gt.query"])
+    rows = features.list_queries()
     present = rows >= 0
     list_of[features.rows(QUERY)[rows[present]]] = np.flatnonzero(present)
     number = list_of[trial.query]
+    require(
+        bool(np.any(number >= 0)),
+        f"none of the {len(number)} queries has a list in the table gt.query; score them by "
+        "identities",
+    )
     junk = "gt.junk.values" in tables
     return PublishedLists(
         listed=number >= 0,
@@ -101,8 +106,12 @@ def gallery_places(features: FeatureSet, trial: Trial, rows: np.ndarray) -> np.n
 
 
 def _by_query(features: FeatureSet, trial: Trial, number: np.ndarray, table: str) -> Lists:
-    offsets, values = (
-        np.asarray(features.tables[f"{table}.{part}"]) for part in ("offsets", "values")
+    offsets, values = features.lists(table)
+    queries = len(features.tables["gt.query"])
+    require(
+        len(offsets) - 1 == queries,
+        f"{table}.offsets is of {len(offsets) - 1} lists, but gt.query of {queries}: the tables "
+        "are damaged or of another data set",
     )
     offsets = np.append(offsets, offsets[-1])  # list -1 is empty
     number = np.where(number < 0, len(offsets) - 2, number)

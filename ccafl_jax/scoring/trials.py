@@ -4,8 +4,13 @@ import dataclasses
 
 import numpy as np
 
-from ccafl_jax.data.layouts.sysumm01 import GALLERY_CAMERAS, draw_gallery, official_draws
-from ccafl_jax.data.records import INFRARED, VISIBLE
+from ccafl_jax.data.layouts.sysumm01 import (
+    GALLERY_CAMERAS,
+    INFRARED_CAMERAS,
+    draw_gallery,
+    official_draws,
+)
+from ccafl_jax.data.records import INFRARED, UNKNOWN_CAMERA, VISIBLE
 from ccafl_jax.evaluation.protocols import Protocol
 from ccafl_jax.options import require
 from ccafl_jax.scoring.feature_set import DISTRACTOR, GALLERY, QUERY, TEST, FeatureSet
@@ -21,6 +26,8 @@ class Trial:
       name: what tells it from others, such as `draw 3`.
       query: int64[Q], rows of the feature set.
       gallery: int64[G], rows of the feature set, in the order of the ranking.
+      gallery_pid: int32[G], identities that rankings go by: those of the rows, but that each
+        distractor that was joined has one of its own, whatever number the set gives it.
       junk: gallery rows that show nobody, left out.
       unlabelled: queries that show nobody known, left out.
     """
@@ -28,8 +35,19 @@ class Trial:
     name: str
     query: np.ndarray
     gallery: np.ndarray
+    gallery_pid: np.ndarray
     junk: int = 0
     unlabelled: int = 0
+
+    def keep(self, kept: np.ndarray) -> "Trial":
+        """The same with part of the gallery.
+
+        Args:
+          kept: bool[G].
+        """
+        return dataclasses.replace(
+            self, gallery=self.gallery[kept], gallery_pid=self.gallery_pid[kept]
+        )
 
 
 def trials(
@@ -37,7 +55,8 @@ def trials(
 ) -> tuple[Trial, ...]:
     """All rankings of a protocol.
 
-    A set that holds queries and a gallery is ranked once, whatever draws the protocol has.
+    A set that holds queries and a gallery is ranked once, whatever draws the protocol has. Joined
+    distractors match nobody and are never junk, whatever their identities.
 
     Args:
       features: the set.
@@ -45,11 +64,19 @@ def trials(
       distractors: join the part `distractors` to the gallery.
 
     Raises:
-      ValueError: queries or gallery are empty, or a trial needs what the set does not hold.
+      ValueError: queries or gallery are empty, a trial needs what the set does not hold, or
+        cameras have other codes than the protocol knows.
     """
-    test = features.rows(TEST)
+    test, query, gallery = (features.rows(part) for part in (TEST, QUERY, GALLERY))
+    require(
+        not (test.size and (query.size or gallery.size)),
+        f"{len(test)} rows are of the part test, {len(query)} are queries and {len(gallery)} "
+        "gallery; expected either the one or the other two",
+    )
+    if protocol.locations or (protocol.trial == "draws" and test.size):
+        _check_codes(features, protocol)
     if not test.size:
-        found = [("queries and gallery", features.rows(QUERY), features.rows(GALLERY))]
+        found = [("queries and gallery", query, gallery)]
     elif protocol.trial == "draws":
         found = _draws(features, protocol, test)
     elif protocol.trial == "directions":
@@ -95,7 +122,8 @@ def _trial(
     known = ~np.isin(features.pid[query], protocol.junk)
     if protocol.query_in_gallery:
         gallery = np.concatenate([query, gallery])
-    real = ~np.isin(features.pid[gallery], protocol.junk)
+    extra = features.part[gallery] == DISTRACTOR
+    real = ~np.isin(features.pid[gallery], protocol.junk) | extra
     if not (known.any() and real.any()):
         raise ValueError(
             f"{features.dataset or 'these features'}, {name}: {len(query)} queries (of which "
@@ -106,15 +134,55 @@ def _trial(
         name=name,
         query=query[known],
         gallery=gallery[real],
+        gallery_pid=np.where(extra, _unused(features, protocol, extra), features.pid[gallery])[
+            real
+        ],
         junk=int(np.sum(~real)),
         unlabelled=int(np.sum(~known)),
     )
 
 
+def _unused(features: FeatureSet, protocol: Protocol, extra: np.ndarray) -> np.ndarray:
+    """Where `extra` is True a number that is no identity and no junk, another one each; else 0."""
+    used = np.union1d(features.pid, protocol.junk)
+    count = int(extra.sum())
+    # So many numbers that enough are left, whichever are used.
+    free = np.setdiff1d(np.arange(-count - len(used), 0), used)[::-1]
+    numbers = np.zeros(len(extra), np.int32)
+    numbers[extra] = free[:count]
+    return numbers
+
+
+def _check_codes(features: FeatureSet, protocol: Protocol) -> None:
+    """Raises ValueError for camera codes that the protocol does not know."""
+    rows = np.isin(features.part, (QUERY, GALLERY, TEST)) & (features.camid != UNKNOWN_CAMERA)
+    used = np.unique(features.camid[rows])
+    found = sorted({int(features.camera_codes[camid]) for camid in used})
+    if protocol.cameras and not set(found) <= set(protocol.cameras):
+        raise ValueError(
+            f"cameras have the codes {', '.join(map(str, found))}, but {protocol.name} goes by "
+            f"codes and knows {', '.join(map(str, protocol.cameras))}: give the data set's own "
+            "camera numbers"
+        )
+
+
 def _draws(features: FeatureSet, protocol: Protocol, test: np.ndarray):
     """Infrared queries against drawn visible images."""
     modality = _modality(features, test, protocol)
+    unknown = int(np.sum(features.camid[test] == UNKNOWN_CAMERA))
+    require(
+        unknown == 0,
+        f"{unknown} of {len(test)} rows have no known camera, but {protocol.name} draws its "
+        "gallery by camera; give the camera of each",
+    )
     codes = np.asarray(features.camera_codes)[features.camid[test]]
+    wrong = int(np.sum((modality == INFRARED) != np.isin(codes, INFRARED_CAMERAS)))
+    require(
+        wrong == 0,
+        f"{wrong} of {len(test)} rows have a modality that is not their camera's: cameras "
+        f"{' and '.join(map(str, INFRARED_CAMERAS))} of {protocol.name} are infrared (1), all "
+        "others visible (0)",
+    )
     permutations = None
     if protocol.draw == "official":
         permutations = official_draws(features.tables, features.dataset or "the data set")

@@ -263,7 +263,7 @@ def test_all_test_images_of_both_modalities(collection):
 @pytest.mark.parametrize(
     ("name", "options", "message"),
     [
-        ("market_like", {"frames": 4}, "market_like is a set of single images and takes no frames"),
+        ("market_like", {"frames": 4}, "market_like holds single images, which take no frames"),
         ("market_like", {"split": 1}, "market_like takes no split; leave the option out"),
         ("sysumm01", {"split": 1}, "sysumm01 takes no split"),
         ("regdb", {"orientation": "standard"}, "regdb takes no orientation"),
@@ -404,7 +404,7 @@ def test_a_damaged_file_is_made_again(work, tmp_path, damage, caplog):
         feature_set.save(path, dataclasses.replace(before, meta={}))
     after, worked = work()
     assert worked and "features: made again, as" in caplog.text
-    assert [r.levelname for r in caplog.records] == ["WARNING", "INFO"]
+    assert [r.levelname for r in caplog.records] == ["WARNING", "INFO", "INFO"]
     np.testing.assert_array_equal(after.features, before.features)
     assert not work()[1]
 
@@ -414,3 +414,26 @@ def test_a_folder_that_cannot_be_written_is_a_warning(work, tmp_path, caplog):
     found, worked = work()
     assert worked and len(found)
     assert "features: cannot be kept in" in caplog.text and "kept nowhere" in caplog.text
+
+
+def test_a_manifest_with_tracklets_is_one_of_tracklets(sets, tmp_path):
+    source = open_collection("mars", sets / "mars")
+    lines = ["path,pid,camid,split,tracklet"]
+    for part in ("query", "gallery"):
+        records = source.parts[part]
+        for row in range(len(records)):
+            labels = records.pid[row], records.camid[row], part, f"{part}{records.tracklet[row]}"
+            lines.append(",".join(map(str, (records.locate(row), *labels))))
+    (tmp_path / "manifest.csv").write_text("\n".join(lines) + "\n")
+    collection = open_collection("manifest", tmp_path)
+    found = extract(tiny.bundle("resnet"), collection, frames=2)
+    count = [len(tracklets(source.parts[part])) for part in ("query", "gallery")]
+    assert [int(np.sum(found.part == part)) for part in (0, 1)] == count
+    assert found.meta["pooling"] == "mean of 2 frames"
+    # Without the column every row is an image.
+    plain = "\n".join(line.rpartition(",")[0] for line in lines)
+    (tmp_path / "manifest.csv").write_text(plain + "\n")
+    images = extract(tiny.bundle("resnet"), open_collection("manifest", tmp_path))
+    assert len(images) == len(lines) - 1 and images.meta["pooling"] is None
+    with pytest.raises(ValueError, match="holds single images, which take no frames"):
+        extract(tiny.bundle("resnet"), open_collection("manifest", tmp_path), frames=2)

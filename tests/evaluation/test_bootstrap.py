@@ -150,6 +150,8 @@ def test_values_of_queries_that_do_not_count_may_be_anything():
     [
         ({"level": 1.0}, "level is 1.0, must lie between 0 and 1"),
         ({"level": 0.0}, "level is 0.0, must lie between 0 and 1"),
+        ({"samples": 100.5}, "samples is 100.5, must be a whole number"),
+        ({"query_pid": np.full(6, np.nan)}, "query_pid: 6 of 6 labels are no whole numbers"),
         ({"samples": 39}, "samples is 39, too few for level 0.95: take 40 or more"),
         ({"no_match": "none"}, "no_match is 'none', must be one of skip, zero"),
         ({"values": np.zeros(5)}, "values have shape [5], expected [6] as valid"),

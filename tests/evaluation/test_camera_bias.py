@@ -52,6 +52,14 @@ def test_extremes_by_hand():
     assert same_camera_share(across, pid, camid, k=1) == 0.0
 
 
+def test_the_length_of_features_is_of_no_account(data):
+    f, pid, camid = data
+    f = f.astype(np.float32)
+    share = same_camera_share(f, pid, camid)
+    for scale in (1e-20, 1e25):  # their squares are no float32
+        assert same_camera_share(f * np.float32(scale), pid, camid) == pytest.approx(share)
+
+
 def test_fewer_strangers_than_k():
     # Image 2 has two strangers, one in its camera; images 0 and 1 have one each.
     pid, camid = np.array([0, 0, 1]), np.array([0, 1, 0])
@@ -80,5 +88,11 @@ def test_wrong_input_is_named(data):
         same_camera_share(f[:4], pid, camid)
     with pytest.raises(ValueError, match="NaN"):
         same_camera_share(np.where(np.arange(53)[:, None] == 3, np.nan, f), pid, camid)
+    with pytest.raises(ValueError, match=r"1 of 53 extracted features are zero .*first: row 3\)"):
+        same_camera_share(np.where(np.arange(53)[:, None] == 3, 0, f), pid, camid)
+    with pytest.raises(ValueError, match=r"pid: 53 of 53 labels are no whole numbers of 32 bits"):
+        same_camera_share(f, pid + 2**32, camid)
+    with pytest.raises(ValueError, match="camid: labels are <U"):
+        same_camera_base_rate(pid, camid.astype(str))
     with pytest.raises(ValueError, match="equal"):
         same_camera_share(f, pid[:4], camid)

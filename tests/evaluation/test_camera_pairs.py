@@ -1,8 +1,11 @@
 import json
 
+import jax
 import numpy as np
 import pytest
+from jax.sharding import Mesh
 
+from ccafl_jax.evaluation import camera_pairs
 from ccafl_jax.evaluation.camera_pairs import CameraPairs, map_by_camera_pair
 from ccafl_jax.evaluation.ranking import rank_scores
 from ccafl_jax.neighbors.similarity import FeatureScores, MatrixScores
@@ -209,6 +212,30 @@ def test_average_precision_and_junk_are_options(data):
     assert not np.array_equal(map_by_camera_pair(scores, *labels, junk=(-1, 3)).mAP, plain)
 
 
+def test_the_engine_does_not_change_the_table(data, monkeypatch):
+    query, gallery, labels = data
+    scores = FeatureScores(query, gallery)
+    plain = map_by_camera_pair(scores, *labels, engine="host")
+    given = []
+    original = camera_pairs.rank_by
+
+    def rank_by(*arguments, **options):
+        given.append((options["engine"], options["mesh"]))
+        return original(*arguments, **options)
+
+    monkeypatch.setattr(camera_pairs, "rank_by", rank_by)
+    mesh = Mesh(np.array(jax.local_devices()[:1]), ("data",))
+    on_device = map_by_camera_pair(scores, *labels, engine="device", mesh=mesh)
+    np.testing.assert_allclose(on_device.mAP, plain.mAP, atol=1e-12)
+    assert set(given) == {("device", mesh)}
+
+
+def test_a_camera_that_shows_only_junk_has_no_pair():
+    labels = np.array([7, -1]), np.array([7, -1, -1]), np.array([0, 0]), np.array([1, 2, 2])
+    pairs = map_by_camera_pair(MatrixScores(np.eye(2, 3)), *labels)
+    assert pairs.queries.tolist() == [[0, 1, 0], [0, 0, 0], [0, 0, 0]]
+
+
 def test_two_cameras_are_the_standard_ranking(data):
     query, gallery, (q_pid, g_pid, _, _) = data
     labels = q_pid, g_pid, np.zeros(40, int), np.ones(90, int)
@@ -268,6 +295,8 @@ def test_wrong_input_is_named(data):
         map_by_camera_pair(scores, q_pid, q_pid, q_cam, g_cam)
     with pytest.raises(ValueError, match=r"query_camid must be int\[40\].* found float64"):
         map_by_camera_pair(scores, q_pid, g_pid, q_cam * 1.0, g_cam)
+    with pytest.raises(ValueError, match=r"query_pid: 40 of 40 labels .* 32 bits"):
+        map_by_camera_pair(scores, q_pid + 2**32, g_pid, q_cam, g_cam)
     with pytest.raises(ValueError, match=r"same_item must hold int\[40\] and int\[90\]"):
         map_by_camera_pair(scores, q_pid, g_pid, q_cam, g_cam, same_item=(q_pid, q_pid))
     with pytest.raises(ValueError, match="no image has a known camera"):

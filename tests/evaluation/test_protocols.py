@@ -6,7 +6,7 @@ import pytest
 
 from ccafl_jax.data.layouts import LAYOUTS, ilidsvid, regdb, sysumm01
 from ccafl_jax.data.records import JUNK, UNLABELLED
-from ccafl_jax.evaluation import ranking, relevance
+from ccafl_jax.evaluation import bootstrap, ranking, relevance
 from ccafl_jax.evaluation.protocols import CHOICES, PROTOCOLS, Protocol, protocol_of
 from ccafl_jax.evaluation.ranking import rank_by
 from ccafl_jax.evaluation.relevance import Lists
@@ -169,10 +169,13 @@ def test_every_layout_has_a_protocol():
 
 
 def test_choices_are_those_of_the_other_rooms():
-    assert CHOICES["same_camera"] == relevance.SAME_CAMERA
-    assert CHOICES["ap"] == ranking.AP_RULES
-    assert CHOICES["no_match"] == ranking.NO_MATCH
-    assert CHOICES["cmc"] == ranking.CMC_RULES
+    assert CHOICES["same_camera"] is relevance.SAME_CAMERA
+    assert CHOICES["ap"] is ranking.AP_RULES
+    assert CHOICES["no_match"] is ranking.NO_MATCH is bootstrap.NO_MATCH
+    assert CHOICES["cmc"] is ranking.CMC_RULES
+    assert protocol_of("sysumm01").cameras == tuple(
+        sorted(sysumm01.VISIBLE_CAMERAS + sysumm01.INFRARED_CAMERAS)
+    )
     assert CHOICES["mode"] == tuple(sysumm01.GALLERY_CAMERAS)
     assert CHOICES["draw"] == sysumm01.DRAWS
     assert CHOICES["direction"] == regdb.DIRECTIONS
@@ -232,6 +235,19 @@ def test_replacing_leaves_the_table_alone():
         ({"direction": "visible_to_thermal"}, "market1501 takes no direction"),
         ({"trials": 3}, "trials is 3, but market1501 has one"),
         ({"max_rank": 0}, "max_rank is 0, must be 1 or more"),
+        ({"max_rank": 50.0}, "max_rank is 50.0, must be a whole number"),
+        ({"max_rank": None}, "max_rank is None, must be a whole number"),
+        ({"max_rank": True}, "max_rank is True, must be a whole number"),
+        ({"trials": 2.5}, "trials is 2.5, must be a whole number"),
+        ({"junk": -1}, r"junk is -1, must be a sequence, such as \(-1,\)"),
+        ({"junk": (-1, 0.5)}, r"junk is \(-1, 0.5\), must hold whole numbers"),
+        ({"junk": "-1"}, "junk is '-1', must be a sequence"),
+        ({"figures": "mAP"}, "figures is 'mAP', must be a sequence"),
+        ({"figures": (1,)}, "figures hold 1, must be names"),
+        ({"query_in_gallery": "no"}, "query_in_gallery is 'no', must be True or False"),
+        ({"locations": ((3, 2),)}, "locations are for same_camera location, not identity; leave"),
+        ({"locations": (3, 2), "same_camera": "location"}, "must be pairs of camera codes"),
+        ({"locations": ((3, 2, 1),), "same_camera": "location"}, "must be pairs of camera codes"),
         ({"max_rank": 5}, "rank10 is reported, but max_rank is 5"),
         ({"figures": ("map",)}, "unknown figure 'map'; expected mAP, mINP, rank1"),
     ],
@@ -239,6 +255,33 @@ def test_replacing_leaves_the_table_alone():
 def test_bad_options(options, message):
     with pytest.raises(ValueError, match=message):
         protocol_of("market1501").replace(**options)
+    with pytest.raises(ValueError, match=r"shots is 1.5, must be a whole number"):
+        protocol_of("sysumm01").replace(shots=1.5)
+    with pytest.raises(ValueError, match=r"locations are for same_camera location, not none"):
+        protocol_of("sysumm01").replace(same_camera="none", locations=((3, 2),))
+
+
+def test_values_are_kept_as_python_has_them():
+    changed = protocol_of("market1501").replace(junk=[np.int64(-1)], max_rank=np.int32(30))
+    assert changed.junk == (-1,) and json.loads(json.dumps(changed.as_dict()))["max_rank"] == 30
+    assert hash(changed) == hash(protocol_of("market1501").replace(junk=(-1,), max_rank=30))
+
+
+def test_another_camera_rule_drops_the_locations():
+    base = protocol_of("sysumm01")
+    assert base.replace(same_camera="none").as_dict()["locations"] == []
+    assert base.replace(shots=3).locations == ((3, 2),)
+    assert base.replace(same_camera="location").locations == ((3, 2),)
+
+
+def test_sets_with_queries_and_a_gallery_are_not_drawn():
+    for name in ("sysumm01", "regdb_reverse"):
+        rules = protocol_of(name).of_parts().as_dict()
+        assert not {"mode", "shots", "draw", "direction"} & set(rules)
+        assert (rules["trials"], rules["trial"], rules["name"]) == (1, "parts", name)
+        assert "mean over" not in rules["note"] and rules["max_rank"] == 20
+    assert protocol_of("sysumm01").of_parts().locations == ((3, 2),)
+    assert protocol_of("mars").of_parts() == protocol_of("mars")
 
 
 def test_bad_names():

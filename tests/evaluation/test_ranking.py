@@ -132,6 +132,7 @@ def check_details(found, exact, expected, metric):
         assert found.tied[span].tolist() == tied
         assert found.candidates[row] == len(entries)
         assert found.first[row] == (hits[0] if hits else 0)
+        assert found.top.indices.shape[1] <= 6
         best = entries[: found.top.indices.shape[1]]
         absent = found.top.indices.shape[1] - len(best)
         assert found.top.indices[row].tolist() == [j for j, _ in best] + [-1] * absent
@@ -498,3 +499,195 @@ def test_rules_are_named(real_valued):
     assert found.rules == {
         "metric": "cosine", "ap": "tied", "no_match": "zero", "cmc": "identity", "max_rank": 7,
     }  # fmt: skip
+
+
+# Scales, offsets and other inputs that cost digits.
+
+
+@pytest.mark.parametrize("engine", ["host", "device"])
+@pytest.mark.parametrize("metric", ["cosine", "euclidean", "dot"])
+def test_scale_changes_nothing_or_is_an_error(real_valued, metric, engine):
+    query, gallery, *labels = real_valued
+    features = query.astype(np.float32), gallery.astype(np.float32)
+    plain = ranking.rank(*features, *labels, metric=metric, engine=engine)
+    for scale in (2.0**-40, 2.0**40, 2.0**50):  # powers of two are exact
+        scaled = [x * np.float32(scale) for x in features]
+        found = ranking.rank(*scaled, *labels, metric=metric, engine=engine)
+        np.testing.assert_array_equal(found.ranks, plain.ranks)
+    for scale in (1e-33, 1e33):
+        scaled = [x * np.float32(scale) for x in features]
+        with pytest.raises(ValueError, match=f"lengths from .*{metric} in float32 needs"):
+            ranking.rank(*scaled, *labels, metric=metric, engine=engine)
+
+
+@pytest.mark.parametrize("engine", ["host", "device"])
+@pytest.mark.parametrize("offset", [10.0, 1e3, 1e5])
+def test_a_far_mean_does_not_cost_euclidean_digits(real_valued, engine, offset):
+    query, gallery, *labels = real_valued
+    query, gallery = (np.round(x * 8) / 8 + offset for x in (query, gallery))
+    features = query.astype(np.float32), gallery.astype(np.float32)
+    exact = -np.sum((features[0].astype(float)[:, None] - features[1]) ** 2, axis=-1)
+    found = ranking.rank(*features, *labels, metric="euclidean", engine=engine, top=5)
+    check_against_oracle(found, oracle(exact, *labels))
+    best = np.take_along_axis(exact, found.top.indices, axis=1)
+    np.testing.assert_allclose(found.top.scores, -np.sqrt(-best), rtol=1e-5)
+
+
+def test_a_gallery_of_one_point():
+    gallery = np.full((6, 3), 1e4 + 1 / 3, np.float32)
+    labels = [1], np.array([2, 1, 2, 1, 2, 1]), [0], np.ones(6)
+    found = ranking.rank(gallery[:1] + 1, gallery, *labels, metric="euclidean")
+    assert found.ranks.tolist() == [2, 4, 6]
+    np.testing.assert_array_equal(found.tied, 6)
+
+
+def test_float64_keeps_ties_where_jax_computes_in_it():
+    rng = np.random.default_rng(5)
+    query, gallery = rng.integers(-9, 10, (30, 3)) / 8, rng.integers(-9, 10, (200, 3)) / 8
+    labels = rng.integers(0, 9, 30), rng.integers(0, 9, 200), np.zeros(30), np.ones(200)
+    exact = -np.sum((query[:, None] - gallery) ** 2, axis=-1)
+    with jax.enable_x64(True):
+        for engine in ("host", "device"):
+            found = ranking.rank(query, gallery, *labels, metric="euclidean", engine=engine)
+            check_against_oracle(found, oracle(exact, *labels))
+
+
+@pytest.mark.parametrize("metric", ["cosine", "euclidean"])
+def test_ties_of_cosines_are_those_of_either_engine(metric):
+    """Integer features have many equal cosines: both engines divide by the same lengths."""
+    rng = np.random.default_rng(1)
+    query, gallery = rng.integers(1, 5, (40, 7)), rng.integers(1, 5, (300, 7))
+    labels = rng.integers(0, 9, 40), rng.integers(0, 9, 300), np.zeros(40), np.ones(300)
+    features = query.astype(np.float32), gallery.astype(np.float32)
+    found = [ranking.rank(*features, *labels, metric=metric, engine=e) for e in ("host", "device")]
+    np.testing.assert_allclose(found[0].ap, found[1].ap, atol=1e-3)
+    assert np.mean(found[0].ranks == found[1].ranks) > 0.95
+
+
+def test_many_matches_are_ranked_by_sorting(monkeypatch):
+    monkeypatch.setattr(device_ranks, "_PASSES", 20)
+    rng = np.random.default_rng(2)
+    query, gallery = rng.integers(-2, 3, (9, 3)) / 2.0, rng.integers(-2, 3, (400, 3)) / 2.0
+    labels = rng.integers(0, 3, 9), rng.integers(0, 3, 400), np.zeros(9), rng.integers(0, 2, 400)
+    exact = query @ gallery.T
+    found = ranking.rank(query, gallery, *labels, metric="dot", engine="device", top=6)
+    assert np.diff(found.offsets).max() > 20
+    check_against_oracle(found, oracle(exact, *labels))
+    check_details(found, exact, listed(exact, *labels), "dot")
+
+
+def test_signed_zeros_are_equal():
+    gallery, labels = np.array([[0.0], [-0.0], [0.0]]), ([1], np.ones(3, int), [0], np.ones(3))
+    for metric in ("dot", "euclidean"):
+        for engine in ("host", "device"):
+            for query in ([[1.0]], [[-1.0]]):
+                found = ranking.rank(query, gallery, *labels, metric=metric, engine=engine, top=3)
+                assert found.top.indices.tolist() == [[0, 1, 2]]
+                assert found.tied.tolist() == [3, 3, 3]
+
+
+@pytest.mark.parametrize("limit", [0, 2**22])
+@pytest.mark.parametrize("engine", ["host", "device"])
+def test_unknown_cameras_on_both_sides(monkeypatch, real_valued, engine, limit):
+    from ccafl_jax.evaluation import relevance as module
+
+    monkeypatch.setattr(module, "_LIST_ENTRIES", limit)  # keys are compared, or listed
+    query, gallery, query_pid, gallery_pid, query_camid, gallery_camid = real_valued
+    query_camid, gallery_camid = query_camid - 1, gallery_camid - 1
+    labels = query_pid, gallery_pid, query_camid, gallery_camid
+    found = ranking.rank(query, gallery, *labels, engine=engine)
+    unit = [x / np.linalg.norm(x, axis=1, keepdims=True) for x in (query, gallery)]
+    check_against_oracle(found, oracle(unit[0] @ unit[1].T, *labels))
+    located = ranking.rank(query, gallery, *labels, engine=engine, same_camera="location")
+    same = (query_camid[:, None] == gallery_camid) & (query_camid[:, None] >= 0)
+    expected = np.sum((gallery_pid != -1) & ~same, axis=1)
+    np.testing.assert_array_equal(located.candidates, expected)
+
+
+def test_blocks_of_tied_matches_end_with_their_query():
+    """Both queries' last and first matches have the same number of items above: no block joins."""
+    scores = np.array([[3.0, 2.0, 2.0], [3.0, 3.0, 1.0]])
+    found = ranking.rank_scores(scores, [1, 2], [2, 1, 3], [0, 0], np.ones(3), ap="tied")
+    np.testing.assert_array_equal(found.tied, [3, 2])
+    single = ranking.rank_scores(
+        np.array([[2.0, 1.0], [1.0, 2.0]]), [1, 1], [2, 1], [0, 0], [1, 1], ap="tied"
+    )
+    np.testing.assert_allclose(single.ap, [1 / 2, 1.0])
+    same = ranking.rank_scores(
+        np.array([[2.0, 1.0]] * 2), [1, 1], [2, 1], [0, 0], [1, 1], ap="tied"
+    )
+    np.testing.assert_allclose(same.ap, [1 / 2, 1 / 2])
+    many = ranking.rank_scores(np.ones((2, 4)), [1, 1], [1, 1, 2, 2], [0, 0], np.ones(4), ap="tied")
+    np.testing.assert_allclose(many.ap, [2 / 4, 2 / 4])
+
+
+def test_published_lists_are_renumbered_when_junk_goes():
+    rules = relevance([1], [-1, 2, -1, 1, 1], [0], np.ones(5))
+    lists = dataclasses.replace(rules, good=Lists(np.array([0, 2]), np.array([1, 4])))
+    found = ranking.rank_by(MatrixScores(np.array([[9.0, 1.0, 9.0, 5.0, 3.0]])), lists, top=3)
+    assert found.ranks.tolist() == [2, 3]
+    assert found.top.indices.tolist() == [[3, 4, 1]]
+    assert found.top.matches.tolist() == [[False, True, True]]
+
+
+@pytest.mark.parametrize("engine", ["host", "device"])
+def test_unlisted_items_of_the_own_identity_are_no_strangers(engine):
+    rules = relevance([1], [1, 2, 1], [0], np.ones(3))
+    lists = dataclasses.replace(rules, good=Lists(np.array([0, 1]), np.array([2])))
+    scores = FeatureScores([[1.0]], [[3.0], [2.0], [1.0]], "dot")
+    found = ranking.rank_by(scores, lists, cmc="identity", engine=engine)
+    assert found.ranks.tolist() == [3] and found.first.tolist() == [2]
+
+
+@pytest.mark.parametrize(
+    ("labels", "message"),
+    [
+        ([2**32 + 1, 1], "query pid: 1 of 2 labels are no whole numbers of 32 bits"),
+        ([1.5, 1.0], "first: 1.5"),
+        ([np.nan, 1.0], "first: nan"),
+        (["1", "2"], "query pid: labels are <U1"),
+    ],
+)
+def test_labels_that_are_no_int32_are_named(labels, message):
+    with pytest.raises(ValueError, match=message):
+        ranking.rank(np.eye(2), np.eye(2), np.array(labels), [1, 2], [0, 0], [1, 1])
+
+
+def test_scores_of_a_provider_that_are_nan_are_named():
+    class Broken:
+        shape = (1, 2)
+
+        def blocks(self, order=None, *, elements=0):
+            yield np.array([0]), np.array([[np.nan, 1.0]])
+
+    with pytest.raises(ValueError, match="scores hold NaN"):
+        ranking.rank_by(Broken(), relevance([1], [1, 2], [0], [1, 1]))
+
+
+def test_meshes_that_cannot_split_are_named(real_valued):
+    wrong = Mesh(np.array(jax.devices()[:2]), ("model",))
+    with pytest.raises(ValueError, match="expected one named 'data'"):
+        ranking.rank(*real_valued, mesh=wrong)
+    for options in ({"engine": "host"}, {}):
+        rules = relevance([1], [1], [0], [1])
+        with pytest.raises(ValueError, match="a mesh is for the engine"):
+            ranking.rank_by(MatrixScores(np.ones((1, 1))), rules, mesh=devices(1), **options)
+
+
+def test_columns_that_do_not_fit_are_named():
+    for columns in ([0, 2, 1], [0, 3], [-1, 0], [1, 1]):
+        with pytest.raises(ValueError, match="columns must be ascending rows of the gallery"):
+            FeatureScores(np.ones((1, 2)), np.ones((3, 2)), columns=np.array(columns))
+    with pytest.raises(ValueError, match="expected real numbers"):
+        FeatureScores(np.ones((1, 2), complex), np.ones((3, 2)))
+
+
+def test_no_cameras_and_a_short_name(real_valued):
+    query, gallery, query_pid, gallery_pid, *_ = real_valued
+    found = ranking.rank(query, gallery, query_pid, gallery_pid)
+    unknown = np.full(70, -1), np.full(300, -1)
+    same = ranking.rank(query, gallery, query_pid, gallery_pid, *unknown)
+    np.testing.assert_array_equal(found.ap, same.ap)
+    assert repr(found).startswith(f"Ranking(mAP={found.mAP:.4g}, rank1=") and len(repr(found)) < 150
+    many = ranking.rank(query, gallery, query_pid, gallery_pid, top=10_000)
+    assert many.top.indices.shape == (70, int(np.sum(gallery_pid != -1)))

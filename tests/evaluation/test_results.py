@@ -2,6 +2,8 @@ import builtins
 import dataclasses
 import io
 import json
+import pathlib
+import pickle
 
 import hypothesis
 import hypothesis.strategies as st
@@ -217,6 +219,32 @@ def test_a_changed_byte_is_seen_or_means_nothing(tmp_path, suffix):
     assert seen > len(places) // 2
 
 
+class Loud:
+    """Leaves a file behind when it is unpickled."""
+
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return pathlib.Path.touch, (self.path,)
+
+
+@pytest.mark.parametrize("name", ["header", "ranks", "gallery_pid"])
+def test_nothing_is_unpickled(tmp_path, name):
+    path, trace = tmp_path / "one.npz", tmp_path / "trace"
+    save(path, found())
+    with np.load(path) as archive:
+        arrays = dict(archive) | {name: np.array([Loud(trace)], object)}
+    np.savez(path, **arrays)
+    with pytest.raises(ValueError, match=r"one.npz is damaged or no .npz file \(") as error:
+        load(path)
+    assert "\n" not in str(error.value)
+    path.write_bytes(pickle.dumps(Loud(trace)))
+    with pytest.raises(ValueError, match=r"one.npz is damaged or no .npz file \("):
+        load(path)
+    assert not trace.exists()
+
+
 def test_a_failed_save_leaves_the_old_file(tmp_path):
     one, path = by_hand(), tmp_path / "one.parquet"
     save(path, one)
@@ -311,6 +339,9 @@ def test_what_needs_features_is_refused():
             rescore(saved, **{rule: value})
     with pytest.raises(ValueError, match=r"same_camera .* not recorded"):
         rescore(by_hand(), same_camera="none")
+    for length in (0, 2.5, "9"):
+        with pytest.raises(ValueError, match=f"max_rank is {length!r}, must be a whole number, 1"):
+            rescore(saved, max_rank=length)
     with pytest.raises(ValueError, match="ap"):
         rescore(saved, ap="exact")
     with pytest.raises(ValueError, match="do not say their no_match, cmc: give them"):

@@ -183,10 +183,10 @@ def test_features_are_left_alone():
 def test_joined_rows_are_unit_vectors_of_all_sides():
     rng = np.random.default_rng(4)
     query, gallery = rng.standard_normal((3, 5)), rng.standard_normal((4, 5))
-    rows, norms = joined("cosine", query=query, gallery=gallery)
+    rows, squares = joined("cosine", query=query, gallery=gallery)
     both = np.concatenate([query, gallery])
-    np.testing.assert_allclose(norms, np.linalg.norm(both, axis=1), rtol=1e-6)
-    np.testing.assert_allclose(rows * norms[:, None], both, atol=1e-6)
+    np.testing.assert_allclose(squares, np.sum(both * both, axis=1), rtol=1e-6)
+    np.testing.assert_allclose(rows * np.sqrt(squares)[:, None], both, atol=1e-6)
     np.testing.assert_array_equal(joined("dot", f=both)[0], both.astype(np.float32))
 
 
@@ -214,3 +214,25 @@ def test_errors_say_what_is_wrong(call, message):
     with np.errstate(divide="ignore"), pytest.raises(ValueError, match=message) as error:
         call(f)
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("metric", METRICS)
+def test_crowded_lines_of_small_tiles(monkeypatch, metric):
+    """Items come in the order of likeness, so every tile brings better ones for whole lines."""
+    monkeypatch.setattr(module, "_TILE", 256)
+    monkeypatch.setattr(module, "_CROWDED", 1)
+    angle = np.linspace(0, np.pi / 2, 700) ** 2
+    f = np.stack([np.cos(angle), np.sin(angle), np.full(700, 0.1)], axis=1).astype(np.float32)
+    found = self_top_k(f, 20, metric=metric)
+    wide = f.astype(np.float64)
+    scores = wide @ wide.T
+    if metric == "cosine":
+        norm = np.linalg.norm(wide, axis=1)
+        scores = scores / norm / norm[:, None]
+    if metric == "euclidean":
+        scores = -np.sqrt(np.square(wide[:, None] - wide).sum(axis=2))
+    expected = -np.sort(-scores, axis=1)[:, :20]
+    np.testing.assert_allclose(found.scores, expected, atol=2e-3 if metric == "euclidean" else 1e-6)
+    own = np.take_along_axis(scores, found.indices, axis=1)
+    np.testing.assert_allclose(own, expected, atol=2e-3 if metric == "euclidean" else 1e-6)
+    assert all(len(set(row)) == 20 for row in found.indices.tolist())

@@ -50,6 +50,12 @@ def test_figures_of_evaluations():
     assert found.figures["mAP"][0][0] == found.figures["mAP"][0][1]
 
 
+def test_a_mean_over_trainings_is_filed_under_all_of_them():
+    results = [result(["a", "b"], "c", 0.5), result("a", "c", 0.25)]
+    found = cross_domain(results, figures=("mAP",))
+    assert found.trained_on == ("a + b", "a") and found.figures == {"mAP": [[0.5], [0.25]]}
+
+
 def test_bad_results(tmp_path):
     good = result("a", "b", 0.5)
     with pytest.raises(ValueError, match="there is no result to compare"):

@@ -12,6 +12,7 @@ from ccafl_jax.data.opening import open_collection
 from ccafl_jax.evaluation.protocols import Protocol, protocol_of
 from ccafl_jax.evaluation.ranking import rank, rank_scores
 from ccafl_jax.evaluation.results import rescore
+from ccafl_jax.scoring import evaluate as module
 from ccafl_jax.scoring.evaluate import evaluate
 from ccafl_jax.scoring.feature_set import (
     DISTRACTOR,
@@ -167,6 +168,55 @@ def test_options_that_keep_the_map():
         assert evaluate(found, **options).figures == plain.figures
 
 
+def test_engine_and_mesh_reach_the_ranking(monkeypatch):
+    given = {}
+
+    def watch(name):
+        original = getattr(module, name)
+
+        def watched(*arguments, **options):
+            given[name] = (options["engine"], options["mesh"])
+            return original(*arguments, **options)
+
+        monkeypatch.setattr(module, name, watched)
+
+    watch("rank_by")
+    watch("map_by_camera_pair")
+    mesh = Mesh(np.array(jax.local_devices()[:1]), ("data",))
+    for engine, devices in (("host", None), ("device", mesh), ("auto", mesh)):
+        evaluate(market(), engine=engine, mesh=devices, camera_pairs=True)
+        assert set(given.values()) == {(engine, devices)} and len(given) == 2
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"engine": "gpu"}, "engine is 'gpu', must be one of auto, host, device"),
+        ({"engine": "host", "mesh": "data"}, "with engine 'host' all is ranked on the host: leave"),
+        (
+            {"mesh": "data", "rerank": Rerank()},
+            "but re-ranked scores are ranked on the host: leave",
+        ),
+        ({"mesh": "data", "tracks": True}, "but tracks are ranked on the host: leave mesh out"),
+        (
+            {"engine": "device", "rerank": Rerank()},
+            "re-ranked scores are ranked on the host: leave",
+        ),
+        ({"engine": "device", "tracks": True}, "tracks are ranked on the host: leave engine out"),
+        ({"mesh": "batch"}, "the mesh has the axes 'batch'; expected 'data'"),
+        ({"tracks": True, "distractors": True}, "distractors are in no track: use one of the two"),
+    ],
+)
+def test_options_without_an_effect_are_refused(options, message):
+    if "mesh" in options:
+        options = options | {"mesh": Mesh(np.array(jax.local_devices()[:1]), (options["mesh"],))}
+    with pytest.raises(ValueError, match=message) as error:
+        evaluate(market(), **options)
+    assert "\n" not in str(error.value)
+    for engine in ("auto", "host"):
+        assert evaluate(market(), engine=engine, rerank=Rerank(k1=5, k2=2)).figures["mAP"] > 0
+
+
 def test_protocols_by_name_and_by_hand():
     found = market()
     plain = evaluate(found).figures
@@ -209,6 +259,96 @@ def test_camera_pairs():
     assert pairs["mAP"][0][1] == pytest.approx(expected[0], abs=1e-12)
     assert pairs["mAP"][0][0] is None
     assert "camera_pairs" not in evaluate(found).figures
+
+
+def test_camera_pairs_go_by_the_rules_of_the_protocol():
+    pairs = {}
+    for name, options in {
+        "": {},
+        "same_camera": {"same_camera": "location"},
+        "locations": {"same_camera": "location", "locations": ((2, 1),)},
+        "junk": {"junk": (-1, -2, 3)},
+        "no junk": {"junk": ()},
+        "ap": {"ap": "trapezoid"},
+    }.items():
+        pairs[name] = evaluate(market(), camera_pairs=True, **options).figures["camera_pairs"][
+            "mAP"
+        ]
+    different = [pairs[name] for name in ("", "junk", "no junk", "ap")]
+    assert all(one != other for one, other in itertools.combinations(different, 2))
+    across = [(row, column) for row in range(3) for column in range(3) if row != column]
+    assert all(pairs["same_camera"][row][column] is not None for row, column in across)
+    one_place = {(0, 1), (1, 0)}
+    assert {p for p in across if pairs["locations"][p[0]][p[1]] is None} == one_place
+
+
+def test_intervals_count_queries_without_a_match_as_the_figures_do():
+    found = market()
+    alone = found.rows(QUERY)[0]
+    found = dataclasses.replace(found, pid=np.where(np.arange(len(found)) == alone, 50, found.pid))
+    interval = {}
+    for no_match in ("skip", "zero"):
+        figures = evaluate(found, bootstrap=100, no_match=no_match).figures
+        interval[no_match] = figures["intervals"]["mAP"]
+        assert interval[no_match]["value"] == pytest.approx(figures["mAP"], abs=1e-12)
+        assert interval[no_match]["queries"] == figures["queries"]
+    assert interval["zero"]["queries"] == interval["skip"]["queries"] + 1
+
+
+# Distractors that are joined.
+
+
+def people_and_distractors(number, *, seed=0):
+    """People 0 and 1, seen by two cameras, and 30 images of nobody that are named `number`."""
+    rng = np.random.default_rng(seed)
+    part = np.repeat([QUERY, GALLERY, DISTRACTOR], [10, 24, 30])
+    pid = np.where(part == QUERY, np.arange(64) // 5, rng.integers(0, 2, 64)) % 2
+    features = rng.standard_normal((2, DIM))[pid] + rng.standard_normal((64, DIM))
+    return made_set(
+        np.where(part == DISTRACTOR, number, pid),
+        np.select([part == QUERY, part == GALLERY], [0, 1], -1),
+        part,
+        dataset="market_like",
+        features=features.astype(np.float32),
+    )
+
+
+@pytest.mark.parametrize("cmc", ["image", "identity"])
+@pytest.mark.parametrize("published", ["ignore", "check"])
+def test_joined_distractors_match_nobody_and_are_no_junk(cmc, published):
+    tables = {"gt.query": np.arange(10), "gt.good.offsets": np.arange(11)}
+    tables |= {"gt.good.values": np.arange(10)}
+    figures = {}
+    for number in (900, 0, 1, -1, -2):
+        found = dataclasses.replace(people_and_distractors(number), tables=tables)
+        evaluation = evaluate(
+            found, distractors=True, cmc=cmc, camera_pairs=True, published_lists=published, top=54
+        )
+        figures[number] = evaluation.figures
+        ranking = evaluation.scored[0].ranking
+        assert np.all(ranking.candidates == 54) and figures[number]["warnings"] == []
+        kept = evaluation.retrieval()
+        shown = kept.query_pid[:, None] == kept.gallery_pid[kept.indices]
+        np.testing.assert_array_equal(kept.matches, shown)
+    assert all(other == figures[900] for other in figures.values())
+    counts = figures[0]["counts"]
+    assert counts["distractors_joined"] == 30 == counts["gallery_of_ids_without_query"]
+    assert counts["junk_dropped"] == 0 and counts["gallery"] == 54
+    assert figures[0]["mAP"] < evaluate(people_and_distractors(0), cmc=cmc).figures["mAP"]
+
+
+def test_joined_distractors_by_hand():
+    found = people_and_distractors(0)
+    query, _, query_pid, _, query_camid, _ = sides(found)
+    rest = found.part != QUERY
+    gallery_pid = np.where(found.part == DISTRACTOR, 900, found.pid)[rest]
+    labels = (query_pid, gallery_pid, query_camid, found.camid[rest])
+    expected = oracle(query, found.features[rest], *labels)
+    figures = evaluate(found, distractors=True).figures
+    assert figures["mAP"] == pytest.approx(expected[0], abs=1e-12)
+
+
+# Saved results.
 
 
 def test_retrieval_is_the_ranking_with_names():
@@ -417,6 +557,19 @@ def test_pooled_queries_by_hand():
         assert figures["counts"]["queries_without_multi_query"] == without
 
 
+def test_queries_of_an_unknown_camera_are_not_pooled():
+    found = market()
+    unknown = np.where(np.isin(found.part, (QUERY, MULTI_QUERY)), -1, found.camid)
+    found = dataclasses.replace(found, camid=unknown)
+    plain, pooled = (evaluate(found, multi_query=pool).figures for pool in (None, "mean"))
+    assert pooled["counts"]["queries_without_multi_query"] == 20
+    assert pooled["counts"]["multi_query_images"] == 0
+    assert pooled["mAP"] == pytest.approx(plain["mAP"], abs=1e-12)
+    half = np.where(np.arange(len(found)) % 2 == 0, -1, market().camid)
+    some = evaluate(dataclasses.replace(found, camid=half), multi_query="mean").figures
+    assert 10 <= some["counts"]["queries_without_multi_query"] < 20
+
+
 @pytest.fixture(scope="module")
 def veri(tmp_path_factory):
     root = tmp_path_factory.mktemp("veri")
@@ -509,7 +662,117 @@ def test_published_lists_that_differ(veri):
     assert found["skipped"] == 2 == found["published_lists"]["queries_without"]
 
 
+def with_lists(**tables):
+    base = {"gt.query": np.arange(20), "gt.good.offsets": np.arange(21)}
+    base |= {"gt.good.values": np.arange(20)}
+    return market(tables=base | tables)
+
+
+@pytest.mark.parametrize(
+    ("tables", "message"),
+    [
+        ({"gt.good.values": np.full(20, 500)}, "holds row 500 of the part gallery, which has 60"),
+        ({"gt.good.values": np.full(20, -2)}, "holds row -2 of the part gallery"),
+        ({"gt.good.values": np.full(20, 0.5)}, "is float64.20.; expected whole numbers"),
+        ({"gt.query": np.arange(30)}, "gt.query holds row 20 of the part query, which has 20"),
+        ({"gt.query": np.arange(20) // 2}, "gt.query names a query twice"),
+        ({"gt.query": np.arange(19)}, "gt.good.offsets is of 20 lists, but gt.query of 19"),
+        (
+            {"gt.good.offsets": np.arange(11), "gt.good.values": np.arange(10)},
+            "gt.good.offsets is of 10 lists, but gt.query of 20",
+        ),
+        ({"gt.good.offsets": np.arange(21) + 1}, "must rise from 0 to the 20 entries of gt.good.v"),
+        ({"gt.good.offsets": np.arange(21) * 2}, "must rise from 0 to the 20 entries"),
+        ({"gt.good.offsets": np.roll(np.arange(21), 1)}, "must rise from 0 to the 20 entries"),
+        (
+            {"gt.good.offsets": np.where(np.arange(21) == 5, 9, np.arange(21))},
+            "must rise from 0 to the 20 entries",
+        ),
+        ({"gt.good.offsets": np.zeros(0, int)}, "must rise from 0 to the 20 entries"),
+        ({"gt.junk.values": np.arange(3)}, "there is no table gt.junk.offsets"),
+        ({"gt.query": np.full(20, -1)}, "none of the 20 queries has a list in the table gt.query"),
+    ],
+)
+def test_lists_of_another_set(tables, message):
+    assert evaluate(with_lists(), published_lists="use").figures["queries"] > 0
+    for use in ("use", "check"):
+        with pytest.raises(ValueError, match=message) as error:
+            evaluate(with_lists(**tables), published_lists=use)
+        assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("values", "offsets", "message"),
+    [
+        ([0, 60], [0, 1, 2], "track.values holds row 60 of the part gallery, which has 60 here"),
+        ([0, 1], [1, 2], "track.offsets must rise from 0 to the 2 entries of track.values"),
+        ([0, 1], [0, 1], "track.offsets must rise from 0 to the 2 entries of track.values"),
+        ([0, 1, 2], [0, 2, 1, 3], "track.offsets must rise from 0 to the 3 entries"),
+    ],
+)
+def test_tracks_of_another_set(values, offsets, message):
+    tables = {"track.values": np.array(values), "track.offsets": np.array(offsets)}
+    with pytest.raises(ValueError, match=message):
+        evaluate(market(tables=tables), tracks=True)
+
+
 # Errors.
+
+
+def own_sides(dataset, **more):
+    return market(dataset=dataset, camera_codes=(3, 1, 2), **more)
+
+
+@pytest.mark.parametrize(
+    ("dataset", "options", "found"),
+    [
+        ("sysumm01", {"mode": "indoor"}, "mode"),
+        ("sysumm01", {"mode": "all"}, "mode"),
+        ("sysumm01", {"shots": 1}, "shots"),
+        ("sysumm01", {"trials": 3, "draw": "official"}, "draw, trials"),
+        ("sysumm01", {"protocol": "sysumm01_indoor"}, "mode"),
+        ("sysumm01", {"protocol": "sysumm01", "shots": 10}, "shots"),
+        ("regdb", {"direction": "visible_to_thermal"}, "direction"),
+        ("regdb", {"protocol": "regdb_reverse"}, "direction"),
+        ("market1501", {"trials": 1}, "trials"),
+    ],
+)
+def test_queries_and_a_gallery_take_no_options_of_draws(dataset, options, found):
+    message = f"have queries and a gallery of their own, ranked once: leave out {found}, or extract"
+    with pytest.raises(ValueError, match=message):
+        evaluate(own_sides(dataset), **options)
+
+
+@pytest.mark.parametrize("dataset", ["sysumm01", "regdb"])
+def test_rules_of_draws_are_not_those_of_queries_and_a_gallery(dataset):
+    figures = evaluate(own_sides(dataset)).figures
+    assert not {"mode", "shots", "draw", "direction"} & set(figures["rules"])
+    assert figures["protocol"] == dataset and "mAP_std" not in figures
+    named = evaluate(own_sides(dataset), protocol=dataset).figures
+    assert named == figures and "mean over" not in figures["rules"]["note"]
+
+
+def test_cameras_of_own_sides_have_the_codes_of_the_set():
+    with pytest.raises(ValueError, match="cameras have the codes 0, 1, 2, but sysumm01 goes by"):
+        evaluate(market(dataset="sysumm01", camera_codes=(0, 1, 2)))
+
+
+def test_unknown_cameras_draw_nothing():
+    found = visible_infrared()
+    with pytest.raises(ValueError, match="192 of 192 rows have no known camera"):
+        evaluate(dataclasses.replace(found, camid=np.full(len(found), -1)))
+
+
+def test_what_the_sets_were_trained_on():
+    def trained_on(*names):
+        sets = [
+            market(seed=s, meta={"split": s} | ({"trained_on": name} if name else {}))
+            for s, name in enumerate(names)
+        ]
+        return evaluate(sets).figures.get("trained_on")
+
+    assert trained_on("a", "a") == "a" and trained_on("", "") is None
+    assert trained_on("a", "b", "a") == ["a", "b"] and trained_on("", "a") == ["unknown", "a"]
 
 
 @pytest.mark.parametrize(
@@ -546,6 +809,12 @@ def test_bad_sets():
     twice = [market(seed=s, meta={"split": 1}) for s in range(2)]
     with pytest.raises(ValueError, match="there are 2 sets of split 1; expected one of each"):
         evaluate(twice)
+    with pytest.raises(ValueError, match="1 of 2 sets name no split; expected all of them to, or"):
+        evaluate([market(meta={"split": 1}), market(seed=1)])
+    with pytest.raises(ValueError, match="sets 1 and 3 hold the same features; expected those of"):
+        evaluate([market(), market(seed=1), market()])
+    with pytest.raises(ValueError, match="1 of 2 sets have queries and a gallery of their own"):
+        evaluate([visible_infrared(), own_sides("sysumm01")])
     flips = [market(meta={"flip": flip}) for flip in (True, False)]
     with pytest.raises(ValueError, match="flip is True in one set and False in another"):
         evaluate(flips)

@@ -1,5 +1,7 @@
 import dataclasses
 import json
+import pathlib
+import pickle
 import zipfile
 
 import numpy as np
@@ -213,6 +215,7 @@ def test_arrays_of_others(tmp_path):
     assert found.dataset == "mars"
 
 
+@pytest.mark.filterwarnings("error")
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
@@ -225,11 +228,17 @@ def test_arrays_of_others(tmp_path):
         ({"query_pid": np.array([1, np.nan])}, r"query_pid holds nan \(row 1\)"),
         ({"query_pid": np.array([1, 2**31])}, r"query_pid holds 2147483648 \(row 1\)"),
         ({"query_pid": np.array(["a", "b"])}, "query_pid is of type <U1; expected whole numbers"),
+        ({"query_camids": np.zeros(2)}, "unknown array query_camids: did you mean query_camid"),
+        ({"zzzzzz": np.zeros(2)}, "unknown array zzzzzz: known are query_f, .* gallery_camid, d"),
         ({"query_camid": None}, "holds gallery_camid but not that of the other side"),
         ({"query_camid": np.array([-3, 0])}, "query_camid holds -3; expected 0 or more, or -1"),
         (
             {"gallery_f": np.array([[1.0] * 4, [np.nan] * 4, [np.inf] * 4])},
             "2 of 5 extracted features are NaN or infinite",
+        ),
+        (
+            {"query_f": np.array([[1.0] * 4, [1e300] * 4])},
+            "1 of 5 extracted features are NaN or in",
         ),
         (
             {"gallery_f": np.array([[1.0] * 4, [0.0] * 4, [0.0] * 4])},
@@ -272,6 +281,14 @@ def test_files_that_are_none(tmp_path):
         ({"part": np.full(107, 9, np.int8)}, "part holds numbers outside 0 to 4"),
         ({"camid": np.full(107, 3, np.int32)}, "camid reaches from 3 to 3; expected -1 to 2"),
         ({"names.offsets": np.arange(3)}, r"names has shape \(2,\)"),
+        ({"pid": np.full(107, 0.5)}, r"pid is of type float64 \(first: 0.5\); expected whole"),
+        ({"pid": np.full(107, np.nan)}, r"pid is of type float64 \(first: nan\)"),
+        ({"pid": np.full(107, "7")}, r"pid is of type <U1 \(first: 7\)"),
+        ({"pid": np.arange(107) + 2**32 - 106}, r"pid: 107 of 107 labels .* \(first: 4294967190"),
+        ({"camid": np.zeros(107)}, "camid is of type float64"),
+        ({"camid": np.arange(107) % 2 + 2**32}, r"camid: 107 of 107 labels .*first: 4294967296"),
+        ({"part": np.full(107, 256)}, "part holds numbers outside 0 to 4"),
+        ({"modality": np.full(107, 3)}, r"modality holds 3; expected 0 \(visible\) or 1"),
     ],
 )
 def test_damaged_sets(tmp_path, changes, message):
@@ -283,6 +300,30 @@ def test_damaged_sets(tmp_path, changes, message):
     with pytest.raises(ValueError, match=message) as error:
         load(path)
     assert str(error.value).startswith(str(path)) and "\n" not in str(error.value)
+
+
+class Loud:
+    """Leaves a file behind when it is unpickled."""
+
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return pathlib.Path.touch, (self.path,)
+
+
+def test_nothing_is_unpickled(tmp_path):
+    path, trace = tmp_path / "set.npz", tmp_path / "trace"
+    objects = np.array([[Loud(trace)]], object)
+    for content in (arrays(query_f=objects), {"format": objects}):
+        np.savez(path, **content)
+        with pytest.raises(ValueError, match=r"set.npz is no .npz file of arrays") as error:
+            load(path)
+        assert "\n" not in str(error.value)
+    path.write_bytes(pickle.dumps(Loud(trace)))
+    with pytest.raises(ValueError, match=r"set.npz is no .npz file of arrays"):
+        load(path)
+    assert not trace.exists()
 
 
 def test_zero_features_are_named_and_not_saved(tmp_path):
@@ -320,6 +361,24 @@ def test_columns_must_fit():
         made_set([1, 2], [0, 0], [0, 1], names=["a"])
     with pytest.raises(ValueError, match=r"modality has shape \(3,\)"):
         made_set([1, 2], [0, 0], [0, 1], modality=np.zeros(3))
+    found = market()
+    with pytest.raises(ValueError, match=r"pid: 1 of 107 .* \(first: 4294967297\)"):
+        wide = found.pid.astype(np.int64)
+        dataclasses.replace(found, pid=np.where(np.arange(107) == 3, 2**32 + 1, wide))
+    wide = dataclasses.replace(found, pid=found.pid.astype(np.int64), part=found.part.tolist())
+    assert wide.pid.dtype == np.int32 and wide.part.dtype == np.int8
+    np.testing.assert_array_equal(wide.pid, found.pid)
+
+
+def test_tables_of_another_set():
+    tables = {"gt.query": np.arange(20), "gt.good.values": np.array([0, 60])}
+    with pytest.raises(ValueError, match=r"gt.good.values holds row 60 .* gallery, which has 60"):
+        market(tables=tables).take(np.arange(107) > 3)
+    with pytest.raises(ValueError, match=r"there is no table track.values; extract the features"):
+        market().lists("track")
+    tables = {"track.values": np.zeros(3), "track.offsets": np.array([0, 3])}
+    with pytest.raises(ValueError, match=r"track.values is float64\[3\]; expected whole numbers"):
+        market(tables=tables).lists("track")
 
 
 def test_fingerprints():

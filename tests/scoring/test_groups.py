@@ -33,6 +33,10 @@ def test_distances_of_groups_are_reported():
     [
         ([0], [], "0 of 0 groups are empty"),
         ([0, 1, 1], [0], "1 of 2 groups are empty"),
+        ([0, 2, 1, 3], [0, 1, 2], "1 of 3 groups are empty"),
+        ([1, 2], [0, 1], "offsets reach from 1 to 2; expected 0 to 2, the number of values"),
+        ([0, 1], [0, 1], "offsets reach from 0 to 1; expected 0 to 2"),
+        ([0, 3], [0, 1], "offsets reach from 0 to 3; expected 0 to 2"),
         ([0, 2], [0, 4], "groups hold gallery items 0 to 4; expected 0 to 3"),
         ([0, 2], [-1, 1], "groups hold gallery items -1 to 1"),
     ],

@@ -1,3 +1,5 @@
+import dataclasses
+
 import numpy as np
 import pytest
 
@@ -162,3 +164,59 @@ def test_empty_sides():
         trials(found, protocol_of("market1501"))
     with pytest.raises(ValueError, match="0 queries"):
         trials(found.take([1]), protocol_of("market1501"))
+
+
+@pytest.mark.parametrize("number", [0, -1, -2, 3, -(2**31), 2**31 - 1])
+def test_distractors_are_nobody_whatever_the_set_calls_them(number):
+    found = market()
+    own = np.where(found.part == DISTRACTOR, number, found.pid)
+    protocol = protocol_of("market1501").replace(junk=(-1, -2, -3))
+    (trial,) = trials(dataclasses.replace(found, pid=own), protocol, distractors=True)
+    joined = found.part[trial.gallery] == DISTRACTOR
+    assert joined.sum() == 12
+    pid = trial.gallery_pid[joined]
+    assert len(set(pid.tolist())) == 12 and trial.gallery_pid.dtype == np.int32
+    assert not np.isin(pid, [*own, *protocol.junk]).any()
+    np.testing.assert_array_equal(trial.gallery_pid[~joined], found.pid[trial.gallery[~joined]])
+
+
+def test_part_of_a_gallery_is_kept():
+    (trial,) = trials(market(), protocol_of("market1501"), distractors=True)
+    kept = np.arange(len(trial.gallery)) % 2 == 0
+    part = trial.keep(kept)
+    np.testing.assert_array_equal(part.gallery, trial.gallery[kept])
+    np.testing.assert_array_equal(part.gallery_pid, trial.gallery_pid[kept])
+    np.testing.assert_array_equal(part.query, trial.query)
+
+
+def test_cameras_that_draws_cannot_go_by():
+    found, protocol = visible_infrared(), protocol_of("sysumm01")
+    some = np.where(np.arange(len(found)) < 5, -1, found.camid)
+    with pytest.raises(ValueError, match="5 of 192 rows have no known camera, but sysumm01 draws"):
+        trials(dataclasses.replace(found, camid=some), protocol)
+    zero_based = dataclasses.replace(found, camera_codes=(0, 1, 2, 3, 4, 5))
+    message = "codes 0, 1, 2, 3, 4, 5, but sysumm01 goes by codes and knows 1, 2, 3, 4, 5, 6: give"
+    with pytest.raises(ValueError, match=message):
+        trials(zero_based, protocol)
+    # An unused code does not count.
+    more = dataclasses.replace(found, camera_codes=(1, 2, 3, 4, 5, 6, 9))
+    assert len(trials(more, protocol)) == 10
+    turned = dataclasses.replace(found, modality=1 - found.modality)
+    with pytest.raises(ValueError, match="192 of 192 rows have a modality that is not their cam"):
+        trials(turned, protocol)
+
+
+def test_cameras_that_locations_cannot_go_by():
+    found = made_set([1, 1], [0, 1], [QUERY, GALLERY], dataset="sysumm01", camera_codes=(0, 5))
+    with pytest.raises(ValueError, match="cameras have the codes 0, 5, but sysumm01 goes by codes"):
+        trials(found, protocol_of("sysumm01"))
+    assert len(trials(found, protocol_of("sysumm01").of_parts().replace(same_camera="none"))) == 1
+    unknown = made_set([1, 1], [-1, 0], [QUERY, GALLERY], camera_codes=(3,))
+    assert len(trials(unknown, protocol_of("sysumm01"))) == 1
+
+
+def test_rows_of_test_and_queries_do_not_mix():
+    found = visible_infrared()
+    mixed = np.where(np.arange(len(found)) < 4, QUERY, found.part)
+    with pytest.raises(ValueError, match="188 rows are of the part test, 4 are queries and 0 gall"):
+        trials(dataclasses.replace(found, part=mixed), protocol_of("sysumm01"))

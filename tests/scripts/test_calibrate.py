@@ -131,10 +131,14 @@ def test_other_data_has_another_fingerprint(script, features, tmp_path):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["--fpir", "0.1"], r"all \d+ queries .* \(hold_out_identities, --hold-out\)"),
-        (["--fpr", "2"], "fpr holds 2.0, every rate must lie between 0 and 1"),
-        (["--hold-out", "1.5"], "share is 1.5, must lie between 0 and 1"),
-        (["--rank", "0", "--hold-out", "0.5"], "rank is 0, must be 1 or more"),
+        (["--fpir", "0.1"], "all 120 queries have .* with --hold-out 0.5, or ask for --fpr"),
+        (["--fpr", "2"], "--fpr is 2, must lie between 0 and 1"),
+        (["--fpir", "0"], "--fpir is 0, must lie between 0 and 1"),
+        (["--hold-out", "1.5"], "--hold-out is 1.5, must lie between 0 and 1"),
+        (["--rank", "0", "--hold-out", "0.5"], "--rank is 0, must be 1 or more"),
+        (["--rank", "7", "--fpr", "0.1"], r"--rank is for searches \(--fpir\); leave it out"),
+        (["--seed", "9", "--fpr", "0.1"], "--seed is of the draw of --hold-out; leave it out"),
+        (["--seed", "-9", "--hold-out", "0.5"], "--seed is -9, must be 0 or more"),
         (["--protocol", "markt1501"], "did you mean market1501"),
         (["--model", "b"], "the features in .* are of model a{64}; leave --model out"),
         (["--with-distractors"], "no features of distractors"),
@@ -144,6 +148,69 @@ def test_what_cannot_be_done_is_named_in_one_line(script, features, options, mes
     with pytest.raises(ValueError, match=message) as error:
         run(script, features, *options)
     assert "\n" not in str(error.value) and not (features.parent / "threshold.json").exists()
+
+
+def words_of(error):
+    return str(error.value).replace("(", " ").replace(",", " ").replace(":", " ").split()
+
+
+@pytest.mark.parametrize(("rule", "change"), [("--fpir", "people"), ("--fpr", "people"),
+                                              ("--fpr", "one")])  # fmt: skip
+def test_messages_speak_of_flags(script, tmp_path, rule, change):
+    data = arrays()
+    if change == "people":
+        data["gallery_pid"] = data["gallery_pid"] + 1000
+    else:
+        data |= {key: np.ones_like(data[key]) for key in ("query_pid", "gallery_pid")}
+    np.savez(tmp_path / "plain.npz", **data)
+    message = {"people": "none of 120 queries has a match", "one": "show one person"}[change]
+    with pytest.raises(ValueError, match=message) as error:
+        run(script, tmp_path / "plain.npz", rule, "0.1", "--model", "v1")
+    assert not {"fpr", "fpir", "fpr=", "fpir=", "hold_out_identities"} & set(words_of(error))
+
+
+def with_parts(**changes):
+    """Queries that stand in the gallery once more, under no known camera."""
+    data = arrays(queries=30, gallery=60, people=20)
+    count = 30
+    pid = np.concatenate([data["query_pid"], data["query_pid"], data["gallery_pid"]])
+    name = np.concatenate([np.arange(count), np.arange(count), 100 + np.arange(60)])
+    fields = {
+        "dataset": "market1501",
+        "features": np.concatenate([data["query_f"], data["query_f"], data["gallery_f"]]),
+        "pid": pid,
+        "camid": np.full(len(pid), -1),
+        "part": np.repeat([feature_set.QUERY, feature_set.GALLERY], [count, count + 60]),
+        "names": name.astype(str),
+        "meta": {"fingerprint": "a" * 64},
+    }
+    return feature_set.FeatureSet(**(fields | changes))
+
+
+def test_a_query_is_no_mate_of_itself(script, tmp_path):
+    made = with_parts()
+    feature_set.save(tmp_path / "same.npz", made)
+    others = np.arange(len(made)).astype(str)
+    feature_set.save(tmp_path / "others.npz", with_parts(names=others))
+    same, _ = run(script, tmp_path / "same.npz", "--fpr", "0.01")
+    other, _ = run(script, tmp_path / "others.npz", "--fpr", "0.01")
+    assert other.positives - same.positives == 30
+    assert same.positives + same.negatives == 30 * 89
+
+
+def test_distractors_are_strangers_whatever_their_number(script, tmp_path):
+    made = with_parts()
+    part = np.where(np.arange(len(made)) < 80, made.part, feature_set.DISTRACTOR)
+    found = {}
+    for number in (0, -1, int(made.pid[0]), 5000):
+        pid = np.where(part == feature_set.DISTRACTOR, number, made.pid)
+        pid = np.where((pid == 5) & (part != feature_set.DISTRACTOR), 0, pid)
+        feature_set.save(tmp_path / "f.npz", with_parts(pid=pid, part=part))
+        found[number], _ = run(
+            script, tmp_path / "f.npz", "--hold-out", "0.5", "--fpir", "0.2", "--with-distractors"
+        )
+    values = {(t.value, t.positives, t.negatives, t.miss_rate) for t in found.values()}
+    assert len(values) == 1
 
 
 def test_a_file_that_names_no_model_needs_one(script, tmp_path):

@@ -371,7 +371,7 @@ MARKET_ERRORS = [
     (["--trials", "3"], "trials is 3, but market_like has one"),
     (["--split", "2"], "market_like takes no split; leave the option out"),
     (["--orientation", "tfclip"], "market_like takes no orientation"),
-    (["--frames", "0"], "market_like is a set of single images and takes no frames"),
+    (["--frames", "0"], "holds single images, which take no frames"),
     (["--tracks"], "come without tracks"),
     (["--published-lists"], "come without published lists"),
     (["--with-distractors"], "has no part distractors; leave it out"),

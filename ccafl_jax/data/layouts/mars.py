@@ -23,8 +23,8 @@ from ccafl_jax.data.layouts.find import find_root, subfolders
 from ccafl_jax.data.layouts.matlab import read_integers, zero_based
 from ccafl_jax.data.layouts.tracks import drop_junk
 from ccafl_jax.data.names import Names
-from ccafl_jax.data.ragged import ranges
 from ccafl_jax.data.records import JUNK, Collection, RawPart, collect
+from ccafl_jax.ragged import ranges
 
 _FOLDERS = {"train": "bbox_train", "test": "bbox_test"}
 _INFO_FOLDERS = ("info", "MARS-evaluation/info", "MARS-evaluation-master/info")

@@ -29,7 +29,6 @@ from ccafl_jax.data.layouts.matlab import read_integers
 from ccafl_jax.data.layouts.scan import NOT_AN_IMAGE
 from ccafl_jax.data.layouts.visible_infrared import assemble, check_one_to_one
 from ccafl_jax.data.pixel_arrays import PixelArrays, map_array
-from ccafl_jax.data.ragged import ragged
 from ccafl_jax.data.records import (
     BROKEN,
     INFRARED,
@@ -40,6 +39,7 @@ from ccafl_jax.data.records import (
     collect,
 )
 from ccafl_jax.options import require, require_choice
+from ccafl_jax.ragged import ragged
 
 VISIBLE_CAMERAS, INFRARED_CAMERAS = (1, 2, 4, 5), (3, 6)
 GALLERY_CAMERAS = {"all": VISIBLE_CAMERAS, "indoor": (1, 2)}

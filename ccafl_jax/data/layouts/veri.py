@@ -20,8 +20,8 @@ import numpy as np
 from ccafl_jax.data.layouts.find import find_root
 from ccafl_jax.data.layouts.query_lists import ROW_TABLES, list_tables
 from ccafl_jax.data.layouts.scan import NameRule, name_warnings, scan_folder
-from ccafl_jax.data.ragged import ragged
 from ccafl_jax.data.records import Collection, RawPart, collect
+from ccafl_jax.ragged import ragged
 
 FOLDERS = {"train": "image_train", "query": "image_query", "gallery": "image_test"}
 EXPECTED_TREE = "ROOT/{" + ",".join(FOLDERS.values()) + "}/0001_c001_00016450_0.jpg"
