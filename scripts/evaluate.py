@@ -198,6 +198,12 @@ def _add_methods(group) -> None:
         "similarity (default: 0, alike)",
     )
 
+    group.add_argument(
+        "--expand-gallery",
+        action="store_true",
+        help="with --expand: average the items of the gallery with their nearest, too",
+    )
+
 
 def _add_results(group) -> None:
     group.add_argument(
@@ -222,6 +228,12 @@ def _add_results(group) -> None:
         type=user_path,
         metavar="R.npz|.parquet",
         help="write ranked lists to this file; of several trials, to R-0.npz, R-1.npz, ...",
+    )
+    group.add_argument(
+        "--figures",
+        nargs="+",
+        metavar="NAME",
+        help="figures to report: mAP, mINP, rank1, rank20, ... (default: those of the protocol)",
     )
     group.add_argument("--json", type=user_path, help="write the figures to this file")
 
@@ -280,15 +292,13 @@ def evaluate(arguments: argparse.Namespace) -> None:
         sets = [feature_set.load(path) for path in arguments.features]
         name = ", ".join(path.name for path in arguments.features)
     else:
-        sets = [features_of_run(arguments)]
+        sets = [features_of_run(arguments, options)]
         name = sets[0].meta["model"]
     if arguments.save_features:
         arguments.save_features.parent.mkdir(parents=True, exist_ok=True)
         feature_set.save(arguments.save_features, sets[0])
     if "no_match" not in options and sets[0].meta.get("no_match"):
         options["no_match"] = sets[0].meta["no_match"]
-    if arguments.save_results:
-        options["top"] = SAVED if arguments.top is None else arguments.top
     evaluation = score(sets, progress=sys.stderr.isatty(), **options)
     figures = evaluation.figures
     if len(evaluation.per_trial) > 1:
@@ -301,18 +311,16 @@ def evaluate(arguments: argparse.Namespace) -> None:
     print(json.dumps(figures))
 
 
-def features_of_run(arguments: argparse.Namespace):
+def features_of_run(arguments: argparse.Namespace, options: dict[str, Any]):
     """Loads the checkpoint, opens the data set and extracts, or finds what was kept."""
     from ccafl_jax.deploy.evaluate import open_test_set
     from ccafl_jax.deploy.features import as_trained, extract
     from ccafl_jax.deploy.loading import find, load_bundle
-    from ccafl_jax.evaluation.protocols import protocol_of
+    from ccafl_jax.scoring.settings import check_options
 
     bundle = load_bundle(arguments.workdir, number=arguments.epoch)
     collection = open_test_set(bundle, name=arguments.dataset or "", root=arguments.root or "")
-    # Options that the protocol does not take are found before the work.
-    protocol = protocol_of(arguments.protocol or collection.name)
-    protocol.replace(**{name: getattr(arguments, name) for name in given(arguments, PROTOCOL)})
+    check_options(collection.name, **options)  # before the work
     cache, folder = arguments.cache, find(arguments.workdir)
     if not cache and not arguments.no_cache and (folder / "checkpoints").is_dir():
         cache = folder / "features"  # an export stays as it is
@@ -338,6 +346,8 @@ def scoring_options(arguments: argparse.Namespace) -> dict[str, Any]:
     names = ("protocol", "metric", "multi_query", "tracks", "published_lists", "bootstrap")
     options = {name: getattr(arguments, name) for name in given(arguments, (*names, *PROTOCOL))}
     options |= {"distractors": arguments.with_distractors, "camera_pairs": arguments.camera_pairs}
+    if arguments.save_results:
+        options["top"] = SAVED if arguments.top is None else arguments.top
     if arguments.rerank is not None:
         values = arguments.rerank or RERANK
         if len(values) != 3:
@@ -348,7 +358,13 @@ def scoring_options(arguments: argparse.Namespace) -> dict[str, Any]:
         if len(arguments.expand) > 2:
             raise ValueError(f"--expand takes K and ALPHA, found {len(arguments.expand)} values")
         k = whole("--expand", arguments.expand[0])
-        options["expand"] = Expand(k, *arguments.expand[1:])
+        options["expand"] = Expand(k, *arguments.expand[1:], gallery=arguments.expand_gallery)
+    elif arguments.expand_gallery:
+        raise ValueError("--expand-gallery goes with --expand K; give both")
+    if arguments.figures:
+        options["figures"] = tuple(arguments.figures)
+        places = [name.removeprefix("rank") for name in arguments.figures]
+        options["max_rank"] = max(50, *(int(place) for place in places if place.isdecimal()), 1)
     return options
 
 

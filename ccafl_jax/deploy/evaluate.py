@@ -17,7 +17,7 @@ from ccafl_jax.deploy.bundle import ModelBundle
 from ccafl_jax.deploy.features import as_trained, extract
 from ccafl_jax.evaluation.camera_bias import same_camera_share
 from ccafl_jax.scoring.evaluate import Evaluation, evaluate
-from ccafl_jax.scoring.feature_set import MULTI_QUERY, QUERY, FeatureSet
+from ccafl_jax.scoring.feature_set import DISTRACTOR, MULTI_QUERY, QUERY, FeatureSet
 
 
 def evaluate_bundle(
@@ -91,8 +91,8 @@ def score(sets: FeatureSet | Sequence[FeatureSet], **options: Any) -> Evaluation
       other identities, the share from the image's own camera (junk, distractors and images of no
       known camera left out); a mean over the sets.
     """
-    sets = (sets,) if isinstance(sets, FeatureSet) else tuple(sets)
     evaluation = evaluate(sets, **options)
+    sets = (sets,) if isinstance(sets, FeatureSet) else tuple(sets)
     if not all(map(_has_camera_bias, sets)):
         return evaluation
     share = statistics.fmean(map(_camera_share, sets))
@@ -104,16 +104,22 @@ def score(sets: FeatureSet | Sequence[FeatureSet], **options: Any) -> Evaluation
 def _has_camera_bias(features: FeatureSet) -> bool:
     layout = LAYOUTS.get(features.dataset)
     single = layout is None or layout.kind == "image"
-    return single and bool(np.any(features.camid >= 0))
+    people = features.pid[_people(features)]
+    return single and len(np.unique(people)) > 1
 
 
 def _camera_share(features: FeatureSet) -> float:
-    queries = features.pid[features.rows(QUERY)]
-    wanted = np.isin(features.pid, queries[queries >= 0]) & (features.camid >= 0)
-    people = np.flatnonzero(wanted & (features.part != MULTI_QUERY))
+    people = _people(features)
     return same_camera_share(
         features.features[people], features.pid[people], features.camid[people]
     )
+
+
+def _people(features: FeatureSet) -> np.ndarray:
+    """Rows of the queries' identities under known cameras, int64[n]."""
+    queries = features.pid[features.rows(QUERY)]
+    wanted = np.isin(features.pid, queries[queries >= 0]) & (features.camid >= 0)
+    return np.flatnonzero(wanted & ~np.isin(features.part, (MULTI_QUERY, DISTRACTOR)))
 
 
 def _name_of_set(bundle: ModelBundle, root: str) -> str:

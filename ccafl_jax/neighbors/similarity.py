@@ -93,7 +93,7 @@ class FeatureScores:
             center = center_of(self.gallery, squares["gallery"])
         if center is not None:
             sides = {"query": self.query, "gallery": self.gallery}
-            squares = {side: _squares(np.asarray(x), center) for side, x in sides.items()}
+            squares = {side: squared_lengths(np.asarray(x), center) for side, x in sides.items()}
         object.__setattr__(self, "_center", center)
         object.__setattr__(self, "_squares", squares)
         norms = {side: np.sqrt(square).astype(self.dtype) for side, square in squares.items()}
@@ -287,7 +287,7 @@ def check_features(metric: str, **sides: np.ndarray | jax.Array) -> dict[str, np
     squares = {}
     for name, features in sides.items():
         _check_real(f"{name} features", features)
-        squares[name] = square = _squares(np.asarray(features))
+        squares[name] = square = squared_lengths(np.asarray(features))
         wrong = ~np.isfinite(square)
         if wrong.any():
             raise ValueError(
@@ -302,6 +302,35 @@ def check_features(metric: str, **sides: np.ndarray | jax.Array) -> dict[str, np
             )
     if jnp.promote_types(jnp.result_type(*sides.values()), jnp.float32) == jnp.float32:
         _check_lengths(metric, squares)
+    return squares
+
+
+def squared_lengths(features: np.ndarray, center: np.ndarray | None = None) -> np.ndarray:
+    """Squared lengths of rows.
+
+    Args:
+      features: float[n, D].
+      center: float64[D], taken off the rows first.
+
+    Returns:
+      float64[n]; NaN or infinite where a row holds such values.
+    """
+    squares = np.empty(len(features))
+    dtype = np.float64 if features.dtype == np.float64 else np.float32
+
+    def rows_of(part: slice | np.ndarray, dtype: np.dtype) -> np.ndarray:
+        rows = features[part].astype(dtype, copy=False)
+        return rows if center is None else (rows - center).astype(dtype)
+
+    def work(start: int, stop: int) -> None:
+        rows = rows_of(slice(start, stop), dtype)
+        squares[start:stop] = np.einsum("nd,nd->n", rows, rows)
+
+    with np.errstate(over="ignore", under="ignore", invalid="ignore"):
+        in_threads(work, *features.shape)
+        # Squares leave the range of float32 long before the values do.
+        doubtful = np.flatnonzero(~np.isfinite(squares) | (squares < 1e-30))
+        squares[doubtful] = np.square(rows_of(doubtful, np.float64)).sum(axis=1)
     return squares
 
 
@@ -430,27 +459,6 @@ def _tiles(queries: int, gallery: int, dim: int, elements: int) -> tuple[int, in
         tile //= 2
     block = max(block // tile, 1) * tile
     return block, tile, min(_GALLERY_TILE, round_up(gallery, _GALLERY_MULTIPLE))
-
-
-def _squares(features: np.ndarray, center: np.ndarray | None = None) -> np.ndarray:
-    """Squared lengths of rows, less a center, float64[n]."""
-    squares = np.empty(len(features))
-    dtype = np.float64 if features.dtype == np.float64 else np.float32
-
-    def rows_of(part: slice | np.ndarray, dtype: np.dtype) -> np.ndarray:
-        rows = features[part].astype(dtype, copy=False)
-        return rows if center is None else (rows - center).astype(dtype)
-
-    def work(start: int, stop: int) -> None:
-        rows = rows_of(slice(start, stop), dtype)
-        squares[start:stop] = np.einsum("nd,nd->n", rows, rows)
-
-    with np.errstate(over="ignore", under="ignore", invalid="ignore"):
-        in_threads(work, *features.shape)
-        # Squares leave the range of float32 long before the values do.
-        doubtful = np.flatnonzero(~np.isfinite(squares) | (squares < 1e-30))
-        squares[doubtful] = np.square(rows_of(doubtful, np.float64)).sum(axis=1)
-    return squares
 
 
 def _check_lengths(metric: str, squares: dict[str, np.ndarray]) -> None:

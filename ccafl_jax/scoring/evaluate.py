@@ -13,18 +13,17 @@ from ccafl_jax.evaluation import results
 from ccafl_jax.evaluation.bootstrap import bootstrap as bootstrap_intervals
 from ccafl_jax.evaluation.camera_pairs import map_by_camera_pair
 from ccafl_jax.evaluation.protocols import PROTOCOLS, TRIAL_OPTIONS, Protocol, protocol_of
-from ccafl_jax.evaluation.ranking import ENGINES, Ranking, rank_by
-from ccafl_jax.neighbors.similarity import METRICS
-from ccafl_jax.options import require, require_choice
+from ccafl_jax.evaluation.ranking import Ranking, rank_by
+from ccafl_jax.options import require
 from ccafl_jax.scoring.feature_set import DISTRACTOR, TEST, FeatureSet
 from ccafl_jax.scoring.groups import GroupedScores, tracks_of
-from ccafl_jax.scoring.published_lists import USES, agreement
+from ccafl_jax.scoring.published_lists import agreement
 from ccafl_jax.scoring.published_lists import published_lists as lists_of
-from ccafl_jax.scoring.scores import POOLS, Expand, Rerank, scores_of
+from ccafl_jax.scoring.scores import Expand, Rerank, scores_of
+from ccafl_jax.scoring.settings import OWN_CAMERAS, Settings, check_names
 from ccafl_jax.scoring.trials import Trial, same_item, trials
 
 _SHARED = ("feature", "flip", "pooling", "preprocess", "unit", "orientation")
-_OWN_CAMERAS = "manifest"
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -84,67 +83,6 @@ class Evaluation:
         return results.retrieval(one.ranking, rules=rules, **sides)
 
 
-@dataclasses.dataclass(frozen=True)
-class _Settings:
-    """Options of `evaluate` beside the protocol."""
-
-    metric: str
-    rerank: Rerank | None
-    expand: Expand | None
-    multi_query: str | None
-    tracks: bool
-    distractors: bool
-    published_lists: str
-    bootstrap: int
-    camera_pairs: bool
-    top: int
-    engine: str
-    mesh: Mesh | None
-    progress: bool
-
-    def __post_init__(self):
-        require_choice("metric", self.metric, METRICS)
-        require_choice("published_lists", self.published_lists, USES)
-        if self.multi_query is not None:
-            require_choice("multi_query", self.multi_query, POOLS)
-        require(self.bootstrap >= 0, f"bootstrap is {self.bootstrap}, must be 0 or more samples")
-        require(
-            not self.tracks or self.published_lists == "ignore",
-            "published lists are of images, not of tracks: use one of the two",
-        )
-        require(
-            not (self.tracks and self.distractors),
-            "distractors are in no track: use one of the two",
-        )
-        self._check_engine()
-
-    def _check_engine(self) -> None:
-        """Raises ValueError where engine or mesh would have no effect."""
-        require_choice("engine", self.engine, ENGINES)
-        not_features = (
-            "tracks are" if self.tracks else "re-ranked scores are" if self.rerank else ""
-        )
-        require(
-            self.engine != "device" or not not_features,
-            f"engine is 'device', which ranks by features, but {not_features} ranked on the host: "
-            "leave engine out",
-        )
-        if self.mesh is None:
-            return
-        axes = self.mesh.axis_names
-        require(
-            "data" in axes,
-            f"the mesh has the axes {', '.join(map(repr, axes))}; expected 'data', over which "
-            "queries are split",
-        )
-        reason = not_features or ("with engine 'host' all is" if self.engine == "host" else "")
-        require(
-            not reason,
-            f"a mesh splits the ranking by features, but {reason} ranked on the host: leave mesh "
-            "out",
-        )
-
-
 def evaluate(
     sets: FeatureSet | Sequence[FeatureSet],
     *,
@@ -201,8 +139,14 @@ def evaluate(
         what is asked for.
     """
     sets = (sets,) if isinstance(sets, FeatureSet) else tuple(sets)
+    for features in sets:
+        require(
+            isinstance(features, FeatureSet),
+            f"found {type(features).__name__} in place of features; load files with "
+            "scoring.feature_set.load",
+        )
     _check_together(sets)
-    settings = _Settings(
+    settings = Settings(
         metric=metric,
         rerank=rerank,
         expand=expand,
@@ -223,6 +167,7 @@ def evaluate(
     )
     asked = protocol
     protocol, warnings = _protocol(sets, protocol)
+    check_names(options)
     protocol = protocol.replace(**options)
     if not np.any(sets[0].part == TEST):
         _check_no_trials(sets[0], protocol, [*options] if asked is None else [*options, "protocol"])
@@ -235,7 +180,7 @@ def evaluate(
         **_means(by_set, protocol.figures),
         "counts": _counts(scored),
         "rules": _rules(sets, protocol, settings, by_set),
-        "warnings": [*warnings, *_camera_warnings(scored, protocol)],
+        "warnings": [*_warnings(sets), *warnings, *_camera_warnings(scored, protocol)],
     }
     trained_on = list(dict.fromkeys(features.meta.get("trained_on") for features in sets))
     if any(name is not None for name in trained_on):
@@ -247,6 +192,12 @@ def evaluate(
         if len(scored) == 1 and key in scored[0].figures:
             figures[key] = scored[0].figures[key]
     return Evaluation(figures, [one.figures for one in scored], scored)
+
+
+def _warnings(sets: tuple[FeatureSet, ...]) -> list[str]:
+    """What was to be said about the data sets when the features were made."""
+    found = (text for features in sets for text in features.meta.get("warnings", ()))
+    return list(dict.fromkeys(found))
 
 
 def _check_together(sets: tuple[FeatureSet, ...]) -> None:
@@ -287,6 +238,15 @@ def _check_together(sets: tuple[FeatureSet, ...]) -> None:
             splits[0] is not None or not np.array_equal(first.features, second.features),
             f"sets {i} and {j} hold the same features; expected those of different models",
         )
+        same = all(
+            np.array_equal(getattr(first, column), getattr(second, column))
+            for column in ("pid", "camid", "part")
+        )
+        require(
+            splits[0] is not None or same,
+            f"sets {i} and {j} are of different images; expected features of one test set, or "
+            "splits that are named",
+        )
 
 
 def _check_no_trials(features: FeatureSet, protocol: Protocol, options: Sequence[str]) -> None:
@@ -313,7 +273,7 @@ def _protocol(
     if isinstance(asked, Protocol):
         protocol = asked
     else:
-        protocol = protocol_of(asked or sets[0].dataset or _OWN_CAMERAS)
+        protocol = protocol_of(asked or sets[0].dataset or OWN_CAMERAS)
     if known or protocol.same_camera == "none":
         return protocol, []
     if asked is not None:
@@ -325,7 +285,7 @@ def _protocol(
 
 
 def _score_set(
-    features: FeatureSet, protocol: Protocol, settings: _Settings, *, several: bool
+    features: FeatureSet, protocol: Protocol, settings: Settings, *, several: bool
 ) -> list[Scored]:
     split = f"split {features.meta.get('split', '?')}, " if several else ""
     return [
@@ -335,7 +295,7 @@ def _score_set(
 
 
 def _score_trial(
-    features: FeatureSet, trial: Trial, protocol: Protocol, settings: _Settings, *, name: str
+    features: FeatureSet, trial: Trial, protocol: Protocol, settings: Settings, *, name: str
 ) -> Scored:
     scores, counted = scores_of(
         features,
@@ -378,7 +338,9 @@ def _score_trial(
         **protocol.ranking_options(),
     )
     figures |= {figure: _value(ranking, figure) for figure in protocol.figures}
+    _check_matches(ranking, name, protocol)
     figures |= {"queries": ranking.queries, "skipped": ranking.skipped}
+    counted["queries_without_match"] = int(np.sum(~ranking.valid))
     figures["counts"] = _trial_counts(features, trial, gallery_pid) | counted
     if settings.camera_pairs:
         pairs = map_by_camera_pair(
@@ -406,6 +368,15 @@ def _trial_counts(features: FeatureSet, trial: Trial, gallery_pid: np.ndarray) -
         "gallery_of_ids_without_query": int(without.sum()),
         "distractors_joined": int(np.sum(features.part[trial.gallery] == DISTRACTOR)),
     }
+
+
+def _check_matches(ranking: Ranking, name: str, protocol: Protocol) -> None:
+    """Raises ValueError where there is nothing to measure."""
+    require(
+        bool(ranking.valid.any()),
+        f"{name}: none of the {len(ranking.valid)} queries has a match in the gallery once the "
+        f"rules of {protocol.name} have left out what they do; check identities and cameras",
+    )
 
 
 def _value(ranking: Ranking, figure: str) -> float:
@@ -443,7 +414,7 @@ def _counts(scored: tuple[Scored, ...]) -> dict[str, Any]:
 def _rules(
     sets: tuple[FeatureSet, ...],
     protocol: Protocol,
-    settings: _Settings,
+    settings: Settings,
     by_set: list[list[Scored]],
 ) -> dict[str, Any]:
     rules = protocol.as_dict()

@@ -33,7 +33,7 @@ from ccafl_jax.data.records import (
 )
 from ccafl_jax.evaluation.relevance import check_labels
 from ccafl_jax.files import replacing
-from ccafl_jax.neighbors.similarity import check_features
+from ccafl_jax.neighbors.similarity import squared_lengths
 from ccafl_jax.options import nearest_key
 
 QUERY, GALLERY, MULTI_QUERY, DISTRACTOR, TEST = range(5)
@@ -44,8 +44,9 @@ PARTS = ("query", "gallery", "multi_query", "distractors", "test")
 _FORMAT = "ccafl_jax features 1"
 _COLUMNS = ("features", "pid", "camid", "part")
 _ARRAYS = ("query_f", "gallery_f", "query_pid", "gallery_pid")
-_OPTIONAL = ("query_camid", "gallery_camid", "dataset")
+_OPTIONAL = ("query_camid", "gallery_camid", "query_names", "gallery_names", "dataset")
 _WHOLE = {"pid": np.int32, "camid": np.int32, "part": np.int8, "modality": np.int8}
+_NUMBERING = "number them with np.unique(..., return_inverse=True) over both sides"
 _ROW_TABLES = {**ROW_TABLES, "track.values": "gallery"}
 _KEPT_TABLES = ("gt.", "track.", "permutations.")
 
@@ -201,23 +202,24 @@ class FeatureSet:
         Raises:
           ValueError: they are not; with their number and the first of them.
         """
-        try:
-            norms = check_features("euclidean", extracted=self.features)["extracted"]
-        except ValueError as error:
-            raise ValueError(f"{where}: {error}") from None
-        zero = np.flatnonzero(norms == 0)
-        if zero.size:
-            raise ValueError(
-                f"{where}: {len(zero)} of {len(self)} features are zero vectors (first: "
-                f"{self.describe(zero[0])}); expected none: drop these rows or look for the model "
-                "that made them"
-            )
+        squares = squared_lengths(self.features)
+        for wrong, what, cure in (
+            (~np.isfinite(squares), "NaN or infinite", "extract them again, in float32"),
+            (squares == 0, "zero vectors", "drop them or look for the model that made them"),
+        ):
+            rows = np.flatnonzero(wrong)
+            if rows.size:
+                raise ValueError(
+                    f"{where}: {len(rows)} of {len(self)} features are {what} (first: "
+                    f"{self.describe(rows[0])}); {cure}"
+                )
         return self
 
     def describe(self, row: int) -> str:
-        """Names a row for messages."""
-        name = str(self.names[row])
-        return f"row {row}, {name}" if name else f"row {row}"
+        """Names a row for messages, counted in its part."""
+        part, name = self.part[row], str(self.names[row])
+        place = f"{PARTS[part]} row {int(np.sum(self.part[:row] == part))}"
+        return f"{place}, {name}" if name else place
 
 
 def parts_to_embed(
@@ -348,8 +350,8 @@ def load(path: str | os.PathLike) -> FeatureSet:
     Args:
       path: of a file by `save`, or of an .npz with `query_f` (float[Q, D]), `gallery_f`
         (float[G, D]), `query_pid` (int[Q]), `gallery_pid` (int[G]) and, optionally, `query_camid`
-        (int[Q]), `gallery_camid` (int[G]), any whole numbers from 0 or -1 for unknown, and
-        `dataset`, the name of a data set.
+        (int[Q]), `gallery_camid` (int[G]), any whole numbers from 0 or -1 for unknown,
+        `query_names`, `gallery_names` (texts) and `dataset`, the name of a data set.
 
     Raises:
       FileNotFoundError: there is no such file.
@@ -363,8 +365,8 @@ def load(path: str | os.PathLike) -> FeatureSet:
             arrays = {name: file[name] for name in file.files}
     except Exception:  # NumPy raises many kinds; all mean that it cannot be read.
         raise ValueError(
-            f"{path} is no .npz file of arrays; expected features written by save, or an .npz "
-            f"with {', '.join(_ARRAYS)}"
+            f"{path} is damaged or no .npz file of numbers and texts (arrays of Python objects are "
+            f"not read); expected features written by save, or an .npz with {', '.join(_ARRAYS)}"
         ) from None
     try:
         return (_from_saved if "format" in arrays else _from_arrays)(arrays).check(str(path))
@@ -441,7 +443,7 @@ def _from_arrays(arrays: Mapping[str, np.ndarray]) -> FeatureSet:
                 f"did you mean {near}?" if near else f"known are {', '.join(_ARRAYS + _OPTIONAL)}"
             )
             raise ValueError(f"unknown array {name}: {hint}")
-    sides = [_as_features(arrays[f"{side}_f"]) for side in ("query", "gallery")]
+    sides = [_as_features(arrays[f"{side}_f"], f"{side}_f") for side in ("query", "gallery")]
     if sides[0].shape[1] != sides[1].shape[1]:
         raise ValueError(
             f"query_f {sides[0].shape} and gallery_f {sides[1].shape}; expected one dim for both"
@@ -459,13 +461,20 @@ def _from_arrays(arrays: Mapping[str, np.ndarray]) -> FeatureSet:
         labels["query_camid"], labels["gallery_camid"]
     )
     lengths = [len(features) for features in sides]
+    names = []
+    for side, length in zip(("query_names", "gallery_names"), lengths, strict=True):
+        names.append(np.asarray(arrays.get(side, np.full(length, ""))))
+        if names[-1].shape != (length,) or names[-1].dtype.kind != "U":
+            raise ValueError(
+                f"{side} is {names[-1].dtype}{list(names[-1].shape)}; expected {length} texts"
+            )
     return FeatureSet(
         dataset=str(arrays.get("dataset", "")),
         features=np.concatenate(sides),
         pid=np.concatenate([labels["query_pid"], labels["gallery_pid"]]).astype(np.int32),
         camid=np.concatenate([query_camid, gallery_camid]),
         part=np.repeat([QUERY, GALLERY], lengths).astype(np.int8),
-        names=np.full(sum(lengths), ""),
+        names=np.concatenate(names),
         camera_codes=codes,
         meta={},
     )
@@ -486,13 +495,15 @@ def _whole(column: np.ndarray, count: int, name: str) -> np.ndarray:
     if column.shape != (count,):
         raise ValueError(f"{name} has shape {column.shape}; expected ({count},), one per feature")
     if column.dtype.kind not in "iuf":
-        raise ValueError(f"{name} is of type {column.dtype}; expected whole numbers")
+        raise ValueError(f"{name} is of type {column.dtype}; expected whole numbers: {_NUMBERING}")
     limit = np.iinfo(np.int32).max
     with np.errstate(invalid="ignore"):
         whole = column == np.floor(column)
         bad = np.flatnonzero(~whole | (np.abs(column) > limit))
     if bad.size:
-        raise ValueError(f"{name} holds {column[bad[0]]} (row {bad[0]}); expected 32-bit integers")
+        raise ValueError(
+            f"{name} holds {column[bad[0]]} (row {bad[0]}); expected 32-bit integers: {_NUMBERING}"
+        )
     column = column.astype(np.int64)
     lowest = UNKNOWN_CAMERA if name.endswith("camid") else -limit
     if column.size and column.min() < lowest:
@@ -500,11 +511,12 @@ def _whole(column: np.ndarray, count: int, name: str) -> np.ndarray:
     return column
 
 
-def _as_features(features: np.ndarray) -> np.ndarray:
+def _as_features(features: np.ndarray, name: str = "features") -> np.ndarray:
     features = np.asarray(features)
     if features.ndim != 2 or 0 in features.shape or features.dtype.kind not in "fiu":
         raise ValueError(
-            f"features are {features.dtype}{list(features.shape)}; expected numbers [n, dim]"
+            f"{name}: found {features.dtype}{list(features.shape)}; expected numbers [n, dim], n "
+            "and dim 1 or more"
         )
     with np.errstate(over="ignore"):  # what float32 cannot hold becomes infinite, and is refused
         return np.ascontiguousarray(features, np.float32)

@@ -1,14 +1,15 @@
 """Scores of a trial: from features as they are, pooled, expanded or re-ranked."""
 
 import dataclasses
+import numbers
 
 import numpy as np
 
 from ccafl_jax.data.records import UNKNOWN_CAMERA
-from ccafl_jax.evaluation.rerank import expand_gallery, expand_queries
+from ccafl_jax.evaluation.rerank import DISTANCES, expand_gallery, expand_queries
 from ccafl_jax.evaluation.rerank import rerank as reranked
 from ccafl_jax.neighbors.similarity import FeatureScores, ScoreProvider
-from ccafl_jax.options import require
+from ccafl_jax.options import require, require_choice
 from ccafl_jax.scoring.feature_set import MULTI_QUERY, FeatureSet
 from ccafl_jax.scoring.trials import Trial
 
@@ -32,6 +33,16 @@ class Rerank:
     lambda_: float = 0.3
     distance: str = "squared"
 
+    def __post_init__(self):
+        for name, count, most in (("k1", self.k1, np.inf), ("k2", self.k2, self.k1 + 1)):
+            require(
+                isinstance(count, numbers.Integral) and 1 <= count <= most,
+                f"re-ranking with {name} {count}: expected an integer in 1.."
+                + ("" if most == np.inf else f"{most} (k1 + 1)"),
+            )
+        require(0 <= self.lambda_ <= 1, f"re-ranking with lambda {self.lambda_}: expected 0..1")
+        require_choice("distance of re-ranking", self.distance, DISTANCES)
+
 
 @dataclasses.dataclass(frozen=True)
 class Expand:
@@ -46,6 +57,13 @@ class Expand:
     k: int = 10
     alpha: float = 0.0
     gallery: bool = False
+
+    def __post_init__(self):
+        require(
+            isinstance(self.k, numbers.Integral) and self.k >= 1,
+            f"expansion with k {self.k}: expected an integer from 1",
+        )
+        require(0 <= self.alpha < np.inf, f"expansion with alpha {self.alpha}: expected 0 or more")
 
 
 def scores_of(

@@ -24,6 +24,7 @@ from ccafl_jax.scoring.feature_set import (
     parts_to_embed,
 )
 from ccafl_jax.scoring.scores import Expand, Rerank
+from ccafl_jax.scoring.settings import check_options
 from data_prep import synthetic
 from tests.golden_data import golden
 from tests.scoring.made import DIM, made_set, market, visible_infrared
@@ -779,7 +780,7 @@ def test_what_the_sets_were_trained_on():
     ("options", "message"),
     [
         ({"metric": "manhattan"}, "metric is 'manhattan', must be one of cosine, euclidean, dot"),
-        ({"no_mach": "zero"}, "unknown option no_mach of a protocol: did you mean no_match"),
+        ({"no_mach": "zero"}, "unknown option no_mach: did you mean no_match"),
         ({"ap": "voc"}, "ap is 'voc', must be one of"),
         ({"protocol": "mraket1501"}, "unknown protocol 'mraket1501'; did you mean market1501"),
         ({"multi_query": "sum"}, "multi_query is 'sum', must be one of mean, max"),
@@ -787,18 +788,91 @@ def test_what_the_sets_were_trained_on():
         ({"published_lists": "use"}, "market1501 come without published lists"),
         ({"tracks": True}, "market1501 come without tracks"),
         ({"tracks": True, "published_lists": "use"}, "published lists are of images, not of"),
-        ({"bootstrap": -1}, "bootstrap is -1, must be 0 or more samples"),
+        ({"bootstrap": -1}, "bootstrap is -1, must be 0 or 40 samples or more"),
         ({"shots": 10}, "market1501 takes no shots"),
         ({"top": -1}, "top is -1, must be 0 or more"),
-        ({"expand": Expand(), "metric": "dot"}, "unit vectors, for metric cosine, not dot"),
+        ({"expand": Expand(), "metric": "dot"}, "unit vectors: choose the metric cosine, not dot"),
         ({"rerank": Rerank(k1=5000)}, "k1 is 5000; expected an integer in"),
-        ({"rerank": Rerank(), "metric": "dot"}, "metric is 'dot', must be one of"),
+        ({"rerank": Rerank(), "metric": "dot"}, "choose the metric cosine or euclidean, not dot"),
     ],
 )
 def test_bad_options(options, message):
     with pytest.raises(ValueError, match=message) as error:
         evaluate(market(), **options)
     assert "\n" not in str(error.value)
+
+
+def other_model(features):
+    """The same images as another model sees them."""
+    noise = np.random.default_rng(0).normal(size=features.features.shape)
+    return dataclasses.replace(features, features=(features.features + noise).astype(np.float32))
+
+
+def test_models_of_one_test_set_are_averaged():
+    one = market()
+    two = other_model(one)
+    found, alone = evaluate([one, two]).figures, [evaluate(x).figures for x in (one, two)]
+    assert found["mAP"] == pytest.approx(np.mean([x["mAP"] for x in alone]))
+    assert found["mAP_std"] == pytest.approx(np.std([x["mAP"] for x in alone], ddof=1))
+
+
+def test_nothing_to_measure_is_an_error():
+    features = market()
+    alone = dataclasses.replace(features, camid=np.zeros_like(features.camid))
+    with pytest.raises(ValueError, match=r"none of the .* queries has a match in the gallery once"):
+        evaluate(alone)
+    some = evaluate(features, no_match="zero").figures
+    assert some["skipped"] == 0
+    lonely = dataclasses.replace(features, pid=features.pid.copy())
+    lonely.pid[np.flatnonzero(lonely.part == 0)[:2]] = 9999
+    zero = evaluate(lonely, no_match="zero").figures
+    assert zero["counts"]["queries_without_match"] == 2 and zero["skipped"] == 0
+
+
+def test_warnings_of_the_data_set_stay_with_its_features():
+    features = market(meta={"warnings": ["3 broken images"]})
+    assert "3 broken images" in evaluate(features).figures["warnings"]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"rerank": True}, "rerank is True, must be None or a Rerank"),
+        ({"expand": 5}, "expand is 5, must be None or a Expand"),
+        ({"metrc": "cosine"}, "unknown option metrc: did you mean metric"),
+        ({"bootstrap": 3}, "bootstrap is 3, must be 0 or 40 samples or more"),
+    ],
+)
+def test_options_of_another_kind(options, message):
+    with pytest.raises(ValueError, match=message):
+        evaluate(market(), **options)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{"k1": 0}, {"k2": 0}, {"k2": 22}, {"lambda_": 2.0}, {"distance": "cubed"}, {"k1": 1.5}],
+)
+def test_re_ranking_out_of_range(options):
+    with pytest.raises(ValueError, match="re-ranking"):
+        Rerank(**options)
+
+
+@pytest.mark.parametrize("options", [{"k": 0}, {"k": 1.5}, {"alpha": -1.0}, {"alpha": np.inf}])
+def test_expansion_out_of_range(options):
+    with pytest.raises(ValueError, match="expansion with"):
+        Expand(**options)
+
+
+def test_files_in_place_of_features():
+    with pytest.raises(ValueError, match="found str in place of features; load files"):
+        evaluate(["mine.npz"])
+
+
+def test_options_are_checked_before_the_features():
+    check_options("market1501", metric="euclidean", ap="tied")
+    for options in ({"metric": "dot", "rerank": Rerank()}, {"shots": 3}, {"top": -1}):
+        with pytest.raises(ValueError):
+            check_options("market1501", **options)
 
 
 def test_bad_sets():
@@ -812,14 +886,16 @@ def test_bad_sets():
     with pytest.raises(ValueError, match="1 of 2 sets name no split; expected all of them to, or"):
         evaluate([market(meta={"split": 1}), market(seed=1)])
     with pytest.raises(ValueError, match="sets 1 and 3 hold the same features; expected those of"):
-        evaluate([market(), market(seed=1), market()])
+        evaluate([market(), other_model(market()), market()])
+    with pytest.raises(ValueError, match="sets 1 and 2 are of different images; expected features"):
+        evaluate([market(), market(seed=1)])
     with pytest.raises(ValueError, match="1 of 2 sets have queries and a gallery of their own"):
         evaluate([visible_infrared(), own_sides("sysumm01")])
     flips = [market(meta={"flip": flip}) for flip in (True, False)]
     with pytest.raises(ValueError, match="flip is True in one set and False in another"):
         evaluate(flips)
     with pytest.raises(ValueError, match="bootstrap goes over the queries of one set"):
-        evaluate([market(), market(seed=1)], bootstrap=100)
+        evaluate([market(), other_model(market())], bootstrap=100)
     without = market()
     without = without.take(without.part != MULTI_QUERY)
     with pytest.raises(ValueError, match="no features of the part multi_query"):

@@ -221,28 +221,28 @@ def test_arrays_of_others(tmp_path):
     [
         ({"query_f": None}, "no query_f among its arrays .* query_camid, gallery_camid"),
         ({"query_f": np.zeros((2, 3))}, r"query_f \(2, 3\) and gallery_f \(3, 4\); expected one"),
-        ({"query_f": np.zeros(2)}, r"features are float64\[2\]; expected numbers \[n, dim\]"),
-        ({"query_f": np.zeros((0, 4))}, r"features are float64\[0, 4\]; expected"),
+        ({"query_f": np.zeros(2)}, r"query_f: found float64\[2\]; expected numbers \[n, dim\]"),
+        ({"query_f": np.zeros((0, 4))}, r"query_f: found float64\[0, 4\]; expected"),
         ({"query_pid": np.array([1])}, r"query_pid has shape \(1,\); expected \(2,\)"),
         ({"query_pid": np.array([1.5, 2])}, r"query_pid holds 1.5 \(row 0\); expected 32-bit"),
         ({"query_pid": np.array([1, np.nan])}, r"query_pid holds nan \(row 1\)"),
         ({"query_pid": np.array([1, 2**31])}, r"query_pid holds 2147483648 \(row 1\)"),
         ({"query_pid": np.array(["a", "b"])}, "query_pid is of type <U1; expected whole numbers"),
         ({"query_camids": np.zeros(2)}, "unknown array query_camids: did you mean query_camid"),
-        ({"zzzzzz": np.zeros(2)}, "unknown array zzzzzz: known are query_f, .* gallery_camid, d"),
+        ({"zzzzzz": np.zeros(2)}, "unknown array zzzzzz: known are query_f, .* gallery_names, d"),
         ({"query_camid": None}, "holds gallery_camid but not that of the other side"),
         ({"query_camid": np.array([-3, 0])}, "query_camid holds -3; expected 0 or more, or -1"),
         (
             {"gallery_f": np.array([[1.0] * 4, [np.nan] * 4, [np.inf] * 4])},
-            "2 of 5 extracted features are NaN or infinite",
+            "2 of 5 features are NaN or infinite .first: gallery row 1",
         ),
         (
             {"query_f": np.array([[1.0] * 4, [1e300] * 4])},
-            "1 of 5 extracted features are NaN or in",
+            "1 of 5 features are NaN or in",
         ),
         (
             {"gallery_f": np.array([[1.0] * 4, [0.0] * 4, [0.0] * 4])},
-            r"2 of 5 features are zero vectors \(first: row 3\)",
+            r"2 of 5 features are zero vectors \(first: gallery row 1\)",
         ),
     ],
 )
@@ -260,10 +260,12 @@ def test_files_that_are_none(tmp_path):
     path = tmp_path / "text.npz"
     for content in (b"", b"words", b"PK\x03\x04 broken"):
         path.write_bytes(content)
-        with pytest.raises(ValueError, match=r"text.npz is no .npz file of arrays; expected"):
+        with pytest.raises(
+            ValueError, match=r"text.npz is damaged or no .npz file of .*; expected"
+        ):
             load(path)
     np.save(tmp_path / "array.npy", np.zeros(3))
-    with pytest.raises(ValueError, match="file of arrays"):
+    with pytest.raises(ValueError, match=r"no .npz file of numbers"):
         load(tmp_path / "array.npy")
     np.savez(path, other=np.zeros(3))
     with pytest.raises(ValueError, match=r"among its arrays \(other\)"):
@@ -317,11 +319,11 @@ def test_nothing_is_unpickled(tmp_path):
     objects = np.array([[Loud(trace)]], object)
     for content in (arrays(query_f=objects), {"format": objects}):
         np.savez(path, **content)
-        with pytest.raises(ValueError, match=r"set.npz is no .npz file of arrays") as error:
+        with pytest.raises(ValueError, match=r"set.npz is damaged or no .npz file") as error:
             load(path)
         assert "\n" not in str(error.value)
     path.write_bytes(pickle.dumps(Loud(trace)))
-    with pytest.raises(ValueError, match=r"set.npz is no .npz file of arrays"):
+    with pytest.raises(ValueError, match=r"set.npz is damaged or no .npz file"):
         load(path)
     assert not trace.exists()
 
@@ -329,7 +331,9 @@ def test_nothing_is_unpickled(tmp_path):
 def test_zero_features_are_named_and_not_saved(tmp_path):
     broken = market()
     broken.features[4] = 0
-    with pytest.raises(ValueError, match=r"1 of 107 .* zero vectors \(first: row 4, 0004.jpg\)"):
+    with pytest.raises(
+        ValueError, match=r"1 of 107 .* zero vectors \(first: query row 4, 0004.jpg\)"
+    ):
         save(tmp_path / "set.npz", broken)
     assert not list(tmp_path.iterdir())
 
@@ -398,3 +402,18 @@ def test_fingerprints():
     assert fingerprint(nested={"a": np.float32(1)}) == fingerprint(nested={"a": 1.0})
     with pytest.raises(ValueError, match="cannot hash object; pass numbers, texts or arrays"):
         fingerprint(x=object())
+
+
+def test_names_of_ones_own_features(tmp_path):
+    arrays = {
+        "query_f": np.eye(2), "gallery_f": np.eye(2), "query_pid": [1, 2], "gallery_pid": [1, 2],
+        "query_names": ["a.jpg", "b.jpg"], "gallery_names": ["c.jpg", "d.jpg"],
+    }  # fmt: skip
+    np.savez(tmp_path / "mine.npz", **arrays)
+    assert load(tmp_path / "mine.npz").names.tolist() == ["a.jpg", "b.jpg", "c.jpg", "d.jpg"]
+    np.savez(tmp_path / "mine.npz", **(arrays | {"query_names": ["a.jpg"]}))
+    with pytest.raises(ValueError, match=r"query_names is <U5\[1\]; expected 2 texts"):
+        load(tmp_path / "mine.npz")
+    np.savez(tmp_path / "mine.npz", **(arrays | {"gallery_pid": ["x", "y"]}))
+    with pytest.raises(ValueError, match=r"gallery_pid is of type <U1; .*np.unique"):
+        load(tmp_path / "mine.npz")

@@ -186,6 +186,7 @@ def market_of(command, folder):
         ["--rerank"],
         ["--expand", "3"],
         ["--expand", "3", "4"],
+        ["--expand", "3", "--expand-gallery"],
         ["--multi-query"],
         ["--multi-query", "max"],
         ["--flip"],
@@ -379,10 +380,10 @@ MARKET_ERRORS = [
     (["--rerank", "3", "2"], "--rerank takes K1 K2 LAMBDA or nothing, found 2 values"),
     (["--rerank", "3.5", "2", "0"], "--rerank: 3.5 is no whole number"),
     (["--rerank", "5", "3", "2"], "lambda"),
-    (["--rerank", "--metric", "dot"], "metric is 'dot'"),
+    (["--rerank", "--metric", "dot"], "not dot"),
     (["--expand", "3", "1", "1"], "--expand takes K and ALPHA, found 3 values"),
     (["--expand", "0.5"], "--expand: 0.5 is no whole number"),
-    (["--expand", "3", "--metric", "euclidean"], "for metric cosine, not euclidean"),
+    (["--expand", "3", "--metric", "euclidean"], "the metric cosine, not euclidean"),
     (["--bootstrap", "-1"], "bootstrap is -1"),
     (["--top", "3"], "--top is the length of the lists in --save-results"),
     (["--save-results", "r.txt"], "--save-results r.txt must end in .npz or .parquet"),
@@ -390,6 +391,15 @@ MARKET_ERRORS = [
     (["--json", "."], "--json . is a folder; name a file"),
     (["--cache", "x", "--no-cache"], "exclude each other"),
     (["--epoch", "7"], "7"),
+    (["--epoch"], "argument --epoch: expected one argument; see --help"),
+    (["--metrc", "cosine"], "unrecognized arguments: --metrc cosine; did you mean --metric?"),
+    (["--metric", "l2"], "argument --metric: invalid choice: 'l2'"),
+    (["--rerank", "inf", "6", "0.3"], "--rerank: inf is no whole number"),
+    (["--rerank", "0", "6", "0.3"], "re-ranking with k1 0"),
+    (["--expand", "nan"], "--expand: nan is no whole number"),
+    (["--expand-gallery"], "--expand-gallery goes with --expand K"),
+    (["--figures", "rank0"], "unknown figure 'rank0'"),
+    (["--json", __file__ + "/x.json"], "is a file; name a file in a folder"),
     (["--batch", "0"], "batch is 0"),
     (["--data", "nowhere"], "no folder nowhere with the data set: pass --root DIR"),
     (["--features", "f.npz"], "expected one of --workdir, --features, --cross-domain, found"),
@@ -417,7 +427,7 @@ def one_line(script, monkeypatch, capsys, message):
     [
         ([], "expected one of --workdir, --features, --cross-domain, found none of them"),
         (["--features", "none.npz"], "no file none.npz with features"),
-        (["--features", "{text}"], "is no .npz file of arrays"),
+        (["--features", "{text}"], "is damaged or no .npz file of numbers"),
         (["--features", "{file}", "--flip"], "--flip is for features of a run; leave it out"),
         (["--features", "{file}", "--frames", "0"], "--frames is for features of a run"),
         (["--features", "{file}", "--no-cache"], "--no-cache is for features of a run"),
@@ -445,4 +455,20 @@ def test_files_and_options_that_do_not_fit(
 def test_a_file_of_features_that_was_cut(script, market_file, tmp_path, monkeypatch, capsys):
     (tmp_path / "cut.npz").write_bytes(market_file.read_bytes()[:-500])
     monkeypatch.setattr(sys, "argv", ["evaluate.py", "--features", str(tmp_path / "cut.npz")])
-    one_line(script, monkeypatch, capsys, "is no .npz file of arrays")
+    one_line(script, monkeypatch, capsys, "is damaged or no .npz file of numbers")
+
+
+def test_figures_are_those_asked_for(command, market_file):
+    found, _ = command("--figures", "rank20", "mAP", "rank60", run=("--features", market_file))
+    assert {"rank20", "mAP", "rank60"} < set(found) and "rank1" not in found and "mINP" not in found
+    assert found["rules"]["max_rank"] == 60
+
+
+def test_wrong_options_are_found_before_the_work(script, work, monkeypatch, capsys):
+    from ccafl_jax.deploy import features
+
+    monkeypatch.setattr(features, "extract", lambda *_, **__: pytest.fail("work was done"))
+    for words in (["--bootstrap", "3"], ["--rerank", "--metric", "dot"], ["--shots", "3"]):
+        run = ["evaluate.py", "--workdir", str(work / "run"), *words]
+        monkeypatch.setattr(sys, "argv", run)
+        one_line(script, monkeypatch, capsys, "error: ")
