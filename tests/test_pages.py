@@ -1,5 +1,6 @@
 """What the pages tell a reader to type, typed."""
 
+import os
 import pathlib
 import re
 import subprocess
@@ -30,3 +31,40 @@ def test_the_manifest_of_a_folder_of_crops(tmp_path):
 def test_the_page_of_data_sets_names_them_all():
     page = (DOCS / "data.md").read_text()
     assert [name for name in LAYOUTS if f"`{name}`" not in page] == []
+
+
+def test_the_page_of_evaluation_runs(tmp_path):
+    page = (DOCS / "evaluation.md").read_text()
+    snippets = re.findall(r"```python\n(.*?)```", page, re.S)
+    by_word = {
+        word: next(snippet for snippet in snippets if word in snippet)
+        for word in ("np.savez", "evaluate(load(", "rescore(", "read_threshold(")
+    }
+    assert len(snippets) == len(set(by_word.values())) == 4
+    scripts = DOCS.parent / "scripts"
+
+    def python(*words):
+        done = subprocess.run(
+            [sys.executable, *map(str, words)],
+            cwd=tmp_path,
+            capture_output=True,
+            text=True,
+            check=False,
+            env=os.environ | {"PYTHONPATH": str(DOCS.parent)},
+        )
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+    python("-c", by_word["np.savez"])
+    python(scripts / "evaluate.py", "--features", "mine.npz", "--save-results", "R.npz")
+    assert "'metric': 'euclidean'" in python("-c", by_word["evaluate(load("])
+    assert len(python("-c", by_word["rescore("]).splitlines()) == 4
+    options = ["--hold-out", "0.5", "--fpir", "0.1", "--model", "m", "--out", "threshold.json"]
+    python(scripts / "calibrate.py", "--features", "mine.npz", *options)
+    given = "import numpy as np\nscores, fingerprint = np.linspace(-1, 1, 5), 'm'\n"
+    python("-c", given + by_word["read_threshold("] + "\nassert answered.any()")
+    from ccafl_jax.evaluation.protocols import PROTOCOLS
+
+    like_market = ("dukemtmcreid", "msmt17", "msmt17_v1", "msmt17_v2", "personx", "manifest")
+    alike = (*like_market, "market_like", "synthetic")
+    assert [name for name in PROTOCOLS if name not in alike and f"`{name}`" not in page] == []
