@@ -10,7 +10,7 @@ import argparse
 from collections.abc import Mapping
 from typing import Any
 
-from command import one_line_errors, start_logging, user_path
+from command import Parser, check_writable, flag, one_line_errors, start_logging, user_path
 
 EXAMPLES = """\
 examples:
@@ -35,11 +35,9 @@ def main() -> None:
         calibrate(arguments)
 
 
-def parser() -> argparse.ArgumentParser:
+def parser() -> Parser:
     """The options of the command."""
-    options = argparse.ArgumentParser(
-        description=__doc__, epilog=EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    options = Parser(description=__doc__, epilog=EXAMPLES)
     options.add_argument(
         "--features",
         required=True,
@@ -136,11 +134,11 @@ def check(arguments: argparse.Namespace) -> None:
     """Raises ValueError for options that are out of range or would have no effect."""
     if arguments.out.is_dir():
         raise ValueError(f"--out {arguments.out} is a folder; name a file")
+    check_writable(arguments.out, "--out")
     for name in ("fpir", "fpr", "hold_out"):
         share = getattr(arguments, name)
         if share is not None and not 0.0 < share < 1.0:
-            flag = "--" + name.replace("_", "-")
-            raise ValueError(f"{flag} is {share:g}, must lie between 0 and 1")
+            raise ValueError(f"{flag(name)} is {share:g}, must lie between 0 and 1")
     if arguments.rank is not None and arguments.fpr is not None:
         raise ValueError("--rank is for searches (--fpir); leave it out with --fpr")
     if arguments.rank is not None and arguments.rank < 1:

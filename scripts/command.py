@@ -66,6 +66,20 @@ class Parser(argparse.ArgumentParser):
         self.exit(2, f"error: {message}; {hint}\n")
 
 
+def flag(name: str) -> str:
+    """An option as it is typed."""
+    return "--" + name.replace("_", "-")
+
+
+def check_writable(path: pathlib.Path, name: str) -> None:
+    """Raises ValueError if a file cannot be written, as far as that can be told beforehand."""
+    folder = next(parent for parent in path.absolute().parents if parent.exists())
+    if not folder.is_dir():
+        raise ValueError(f"{name} {path}: {folder} is a file; name a file in a folder")
+    if not os.access(folder, os.W_OK) or os.statvfs(folder).f_flag & os.ST_RDONLY:
+        raise ValueError(f"{name} {path}: {folder} cannot be written; choose another folder")
+
+
 @contextlib.contextmanager
 def one_line_errors() -> Iterator[None]:
     """Turns errors that a user can mend into one line on stderr and exit status 2.

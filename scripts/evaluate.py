@@ -7,12 +7,18 @@ is asked for twice is extracted once: features are kept in the folder `features`
 import argparse
 import json
 import math
-import os
 import pathlib
 import sys
 from typing import Any
 
-from command import Parser, one_line_errors, start_logging, user_path
+from command import (
+    Parser,
+    check_writable,
+    flag,
+    one_line_errors,
+    start_logging,
+    user_path,
+)
 
 EXAMPLES = """\
 examples:
@@ -271,15 +277,6 @@ def check(arguments: argparse.Namespace) -> None:
         check_writable(path, flag(name))
 
 
-def check_writable(path: pathlib.Path, name: str) -> None:
-    """Raises ValueError if a file cannot be written, as far as that can be told beforehand."""
-    folder = next(parent for parent in path.absolute().parents if parent.exists())
-    if not folder.is_dir():
-        raise ValueError(f"{name} {path}: {folder} is a file; name a file in a folder")
-    if not os.access(folder, os.W_OK) or os.statvfs(folder).f_flag & os.ST_RDONLY:
-        raise ValueError(f"{name} {path}: {folder} cannot be written; choose another folder")
-
-
 def evaluate(arguments: argparse.Namespace) -> None:
     """Extracts or reads features, ranks, writes and prints."""
     from ccafl_jax.deploy.evaluate import score
@@ -320,7 +317,7 @@ def features_of_run(arguments: argparse.Namespace, options: dict[str, Any]):
 
     bundle = load_bundle(arguments.workdir, number=arguments.epoch)
     collection = open_test_set(bundle, name=arguments.dataset or "", root=arguments.root or "")
-    check_options(collection.name, **options)  # before the work
+    check_options(collection, **options)  # before the work
     cache, folder = arguments.cache, find(arguments.workdir)
     if not cache and not arguments.no_cache and (folder / "checkpoints").is_dir():
         cache = folder / "features"  # an export stays as it is
@@ -362,7 +359,7 @@ def scoring_options(arguments: argparse.Namespace) -> dict[str, Any]:
     elif arguments.expand_gallery:
         raise ValueError("--expand-gallery goes with --expand K; give both")
     if arguments.figures:
-        options["figures"] = tuple(arguments.figures)
+        options["figures"] = tuple(dict.fromkeys(arguments.figures))
         places = [name.removeprefix("rank") for name in arguments.figures]
         options["max_rank"] = max(50, *(int(place) for place in places if place.isdecimal()), 1)
     return options
@@ -396,11 +393,6 @@ def given(arguments: argparse.Namespace, names) -> list[str]:
     """Those of the options that were given."""
     values = {name: getattr(arguments, name) for name in names}
     return [name for name, value in values.items() if value is not None and value is not False]
-
-
-def flag(name: str) -> str:
-    """An option as it is typed."""
-    return "--" + name.replace("_", "-")
 
 
 def whole(name: str, value: float) -> int:

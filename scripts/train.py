@@ -5,7 +5,7 @@ import pathlib
 import shutil
 from typing import TYPE_CHECKING
 
-from command import one_line_errors, read_config, start_logging, user_path
+from command import Parser, one_line_errors, read_config, start_logging, user_path
 
 if TYPE_CHECKING:
     from ccafl_jax.methods.ccafl.config import DataConfig
@@ -30,9 +30,7 @@ examples:
 
 def main() -> None:
     """Parses the arguments and runs."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, epilog=EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = Parser(description=__doc__, epilog=EXAMPLES)
     parser.add_argument("--config", required=True, help="recipe, a file under configs/")
     parser.add_argument("--workdir", required=True, type=user_path, help="folder of the run")
     again = parser.add_mutually_exclusive_group()

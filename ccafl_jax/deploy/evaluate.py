@@ -103,7 +103,7 @@ def score(sets: FeatureSet | Sequence[FeatureSet], **options: Any) -> Evaluation
 
 def _has_camera_bias(features: FeatureSet) -> bool:
     layout = LAYOUTS.get(features.dataset)
-    single = layout is None or layout.kind == "image"
+    single = (layout is None or layout.kind == "image") and features.meta.get("unit") != "tracklet"
     people = features.pid[_people(features)]
     return single and len(np.unique(people)) > 1
 

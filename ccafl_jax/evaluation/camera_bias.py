@@ -51,7 +51,7 @@ def same_camera_share(
         )
     if n == 0:
         return 0.0
-    f = jnp.asarray(joined("cosine", extracted=f)[0])
+    f = jnp.asarray(joined("cosine", extracted=f).rows)
     rows = np.linspace(0, n - 1, min(n, limit)).round().astype(np.int32)
     block = min(block or max(8, _BLOCK_ELEMENTS // n), len(rows))
     shares, valid = [], []

@@ -33,6 +33,7 @@ def rank_on_host(
       progress: show a bar.
     """
     groups = _identity_groups(counts) if collapse else None
+    counts.prepare()
     top = found.indices.shape[1]
     with progress_bar(scores.shape[0], "ranking", progress) as bar:
         for rows, block in scores.blocks(elements=elements):

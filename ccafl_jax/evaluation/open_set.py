@@ -84,6 +84,7 @@ def open_set(
     require(bool(fpr or fpir), "fpr and fpir are both empty: ask for one rate or more")
     require(rank is None or rank >= 1, f"rank is {rank}, must be 1 or more, or None for any place")
     relevance.check(tuple(scores.shape))
+    relevance.prepare()
     matches = relevance.matches()
     pairs = _Histogram.empty(1) if fpr else None
     searches = _Searches.empty(len(relevance.query_pid)) if fpir else None

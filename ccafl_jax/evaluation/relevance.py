@@ -102,6 +102,11 @@ class Relevance:
         if self.junk is not None:
             scores[self.junk.take(rows)] = -np.inf
 
+    def prepare(self) -> "Relevance":
+        """Itself, once what `leave_out` needs is made: threads would make it several times."""
+        _ = self._dropped, self._short_lists
+        return self
+
     @functools.cached_property
     def _dropped(self) -> np.ndarray:
         return np.flatnonzero(~self.kept)

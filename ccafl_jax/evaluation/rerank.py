@@ -25,7 +25,7 @@ from ccafl_jax.options import require_choice
 METRICS = ("cosine", "euclidean")
 DISTANCES = ("squared", "squared_twice")
 
-_ROUNDING = 1e-6  # of squared lengths
+_ROUNDING = 2e-6  # of squared lengths
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -124,17 +124,17 @@ def rerank(
     require_choice("metric", metric, METRICS)
     require_choice("distance", distance, DISTANCES)
     _check_options(np.shape(query)[:1] + np.shape(gallery)[:1], k1, k2, lambda_)
-    f, squares = joined(metric, query=query, gallery=gallery)
-    normalized = metric == "cosine"
+    f, squares, center = joined(metric, center=True, query=query, gallery=gallery)
     # Of unit vectors the product orders like the distance and costs no bias.
-    internal = "dot" if normalized else "euclidean"
+    unit = metric == "cosine" and center is None
+    internal = "dot" if unit else "euclidean"
     nearest, worst = self_top_k(
         f, k1 + 1, metric=internal, worst=True, engine=engine, progress=progress
     )
     worst = worst.astype(np.float64)
-    furthest = np.maximum(2.0 - 2.0 * worst if normalized else np.square(worst), 0.0)
+    furthest = np.maximum(2.0 - 2.0 * worst if unit else np.square(worst), 0.0)
     # Where all items are one point, only rounding is left to divide by.
-    furthest[furthest <= _ROUNDING * (2.0 if normalized else squares.max())] = 1.0
+    furthest[furthest <= _ROUNDING * squares.max()] = 1.0
     power = 2 if distance == "squared_twice" else 1
 
     def share(i: np.ndarray, j: np.ndarray) -> np.ndarray:
@@ -152,7 +152,7 @@ def rerank(
     features = FeatureScores(f[:size], f[size:], internal)
     return RerankScores(
         features,
-        np.full(size, 2.0) if normalized else features.query_squares,
+        np.full(size, 2.0) if unit else features.query_squares,
         furthest[:size],
         power,
         float(lambda_),
@@ -191,7 +191,7 @@ def expand_queries(
     _check_alpha(alpha)
     check_features("cosine", query=query, gallery=gallery)
     found = top_k(query, gallery, k, progress=progress)
-    query, gallery = joined("cosine", query=query)[0], joined("cosine", gallery=gallery)[0]
+    query, gallery = joined("cosine", query=query).rows, joined("cosine", gallery=gallery).rows
     return _weighted_mean(query, gallery, found, alpha)
 
 
@@ -215,7 +215,7 @@ def expand_gallery(
     Source: Arandjelovic and Zisserman (CVPR 2012), database-side feature augmentation.
     """
     _check_alpha(alpha)
-    unit, _ = joined("cosine", gallery=gallery)
+    unit = joined("cosine", gallery=gallery).rows
     if not 1 <= k < len(unit):
         raise ValueError(f"k is {k}; expected 1..{len(unit) - 1}, the other gallery items")
     found = self_top_k(unit, k + 1, metric="dot", progress=progress)

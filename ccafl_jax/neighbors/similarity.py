@@ -34,7 +34,9 @@ ENGINES = ("auto", "host", "device")
 
 _COSINE_LENGTHS = (1e-30, 1e30)
 _PRODUCT_LENGTHS = (1e-15, 1e18)
-_FAR = 16.0  # squared length of a mean over the spread around it that costs digits
+_FAR = 16.0  # squared length of a center over the spread around it that costs digits
+_SAMPLE = 1024
+_SIDES = ("query", "gallery")
 
 Blocks = Iterator[tuple[np.ndarray, np.ndarray]]
 
@@ -70,7 +72,8 @@ class FeatureScores:
       query: float[Q, D]; need not be normalised.
       gallery: float[n, D].
       metric: `cosine`, `dot` (the product), or `euclidean`: q.g - |g|^2 / 2, which orders each
-        query's gallery by distance and is reported as the negative distance.
+        query's gallery by distance and is reported as the negative distance; so are the cosines of
+        features that point nearly one way, see `center_of`.
       columns: int[G], the gallery rows that count, in ascending order; all when None.
 
     Raises:
@@ -83,21 +86,39 @@ class FeatureScores:
     columns: np.ndarray | None = None
 
     def __post_init__(self):
-        for side in ("query", "gallery"):
+        for side in _SIDES:
             if not hasattr(getattr(self, side), "dtype"):
                 object.__setattr__(self, side, np.asarray(getattr(self, side)))
         squares = check_features(self.metric, query=self.query, gallery=self.gallery)
         _check_columns(self.columns, len(self.gallery))
+        norms = dict.fromkeys(_SIDES)
+        if self.metric == "cosine":
+            norms = {side: np.sqrt(square).astype(self.dtype) for side, square in squares.items()}
         center = None
-        if self.metric == "euclidean":
-            center = center_of(self.gallery, squares["gallery"])
+        if self.metric != "dot":
+            center = center_of(self.gallery, norms["gallery"], self.columns)
         if center is not None:
-            sides = {"query": self.query, "gallery": self.gallery}
-            squares = {side: squared_lengths(np.asarray(x), center) for side, x in sides.items()}
+            for side in _SIDES:
+                features = np.asarray(getattr(self, side))
+                squares[side] = squared_lengths(features, norms[side], center)
+        object.__setattr__(self, "_norms", norms)
         object.__setattr__(self, "_center", center)
         object.__setattr__(self, "_squares", squares)
-        norms = {side: np.sqrt(square).astype(self.dtype) for side, square in squares.items()}
-        object.__setattr__(self, "_norms", norms)
+        object.__setattr__(self, "_by_distance", self.metric == "euclidean" or center is not None)
+        if center is not None and self.dtype == np.float32:
+            self._center_wide_features()
+
+    def _center_wide_features(self) -> None:
+        """Takes the center off float64 features before float32 rounds them."""
+        sides = {side: np.asarray(getattr(self, side)) for side in _SIDES}
+        if not any(features.dtype == np.float64 for features in sides.values()):
+            return
+        for side, features in sides.items():
+            rows = np.empty(features.shape, np.float32)
+            copy_rows(features, rows, self._norms[side], self._center)
+            object.__setattr__(self, side, rows)
+        object.__setattr__(self, "_norms", dict.fromkeys(_SIDES))
+        object.__setattr__(self, "_center", None)
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -133,11 +154,11 @@ class FeatureScores:
                 yield rows, scores
 
     def reported(self, rows: np.ndarray, scores: np.ndarray) -> np.ndarray:
-        """The scores; for `euclidean` the negative distances."""
-        if self.metric != "euclidean":
+        """Cosines, products or, for `euclidean`, negative distances."""
+        if not self._by_distance:
             return scores
         squared = self.query_squares[rows].reshape(-1, *[1] * (scores.ndim - 1)) - 2.0 * scores
-        return -np.sqrt(np.maximum(squared, 0.0)).astype(scores.dtype)
+        return from_squared(self.metric, squared).astype(scores.dtype)
 
     def on_device(self) -> tuple[jax.Array, jax.Array]:
         """The gallery as products take it, and its bias, padded to whole tiles.
@@ -151,15 +172,16 @@ class FeatureScores:
         if not np.array_equal(padded, np.arange(len(gallery))):
             gallery = gallery[padded]
         divisor, shift = self.device_terms("gallery")
-        bias = self._bias(padded) if self.metric == "euclidean" else np.zeros(len(padded))
+        bias = self._bias(padded) if self._by_distance else np.zeros(len(padded))
         gallery = jax.jit(prepared)(gallery, divisor[padded], shift)
         return gallery, jnp.asarray(bias, self.dtype)
 
     def device_terms(self, side: str) -> tuple[np.ndarray, np.ndarray]:
-        """Divisors of the rows of a side (float[n]) and what is taken off first (float[D])."""
+        """Divisors of the rows of a side (float[n]) and what is taken off then (float[D])."""
         size, dim = np.shape(getattr(self, side))
-        divisor = self._norms[side] if self.metric == "cosine" else np.ones(size, self.dtype)
-        shift = np.zeros(dim, self.dtype) if self._center is None else self._center
+        norms = self._norms[side]
+        divisor = np.ones(size, self.dtype) if norms is None else norms
+        shift = np.zeros(dim) if self._center is None else self._center
         return divisor, shift.astype(self.dtype)
 
     def _tile(self, side: str, rows: np.ndarray, size: int) -> jax.Array:
@@ -168,13 +190,8 @@ class FeatureScores:
         # Neighbouring rows are one slice, which costs no copy of its own.
         together = rows[-1] - rows[0] == len(rows) - 1 and np.all(np.diff(rows) == 1)
         taken = features[rows[0] : rows[-1] + 1] if together else features[rows]
-        filled = tile[: len(rows)]
-        if self.metric == "cosine":
-            np.divide(taken, self._norms[side][rows, None], out=filled)
-        elif self._center is not None:
-            np.subtract(taken, self._center, out=filled)
-        else:
-            filled[...] = taken
+        norms = self._norms[side]
+        _prepare(taken, tile[: len(rows)], None if norms is None else norms[rows], self._center)
         tile[len(rows) :] = tile[0]
         return on_host(tile)
 
@@ -204,7 +221,7 @@ class FeatureScores:
             products = [_product(top, tile).block_until_ready() for top in tops]
             _finish(copies)
             bias = None
-            if self.metric == "euclidean":
+            if self._by_distance:
                 bias = self._bias(columns[start : start + size]).astype(self.dtype)
             copies = [
                 pool.submit(_store, scores, index * len(top), start, product, bias)
@@ -305,12 +322,15 @@ def check_features(metric: str, **sides: np.ndarray | jax.Array) -> dict[str, np
     return squares
 
 
-def squared_lengths(features: np.ndarray, center: np.ndarray | None = None) -> np.ndarray:
+def squared_lengths(
+    features: np.ndarray, divisor: np.ndarray | None = None, center: np.ndarray | None = None
+) -> np.ndarray:
     """Squared lengths of rows.
 
     Args:
       features: float[n, D].
-      center: float64[D], taken off the rows first.
+      divisor: float[n], by which the rows are divided first.
+      center: float64[D], taken off the rows then.
 
     Returns:
       float64[n]; NaN or infinite where a row holds such values.
@@ -320,6 +340,7 @@ def squared_lengths(features: np.ndarray, center: np.ndarray | None = None) -> n
 
     def rows_of(part: slice | np.ndarray, dtype: np.dtype) -> np.ndarray:
         rows = features[part].astype(dtype, copy=False)
+        rows = rows if divisor is None else rows / divisor[part, None]
         return rows if center is None else (rows - center).astype(dtype)
 
     def work(start: int, stop: int) -> None:
@@ -334,38 +355,81 @@ def squared_lengths(features: np.ndarray, center: np.ndarray | None = None) -> n
     return squares
 
 
-def center_of(features: np.ndarray | jax.Array, squares: np.ndarray) -> np.ndarray | None:
-    """What to take off features so that their Euclidean distances keep their digits.
+def center_of(
+    features: np.ndarray | jax.Array,
+    divisor: np.ndarray | None = None,
+    columns: np.ndarray | None = None,
+) -> np.ndarray | None:
+    """What to take off features that lie close together and far from zero.
 
-    Distances come from products, whose digits a mean far from zero would use up. It is rounded to
-    a power of two near the spread, so that features on a dyadic grid stay on it.
+    Distances come from products, whose digits would be used up by what all features share: rows
+    around one far point, or unit vectors of nearly one direction. The median of a sample of rows is
+    rounded to a power of two near their spread, so that features on a dyadic grid stay on it. It
+    helps as far as most rows lie around one point.
 
     Args:
       features: float[n, D].
-      squares: float64[n], squared lengths of the rows.
+      divisor: float[n], by which the rows are divided first.
+      columns: int[k], the rows that count; all when None.
 
     Returns:
-      float64[D], or None where the mean is near enough.
+      float64[D], or None where the rows lie near enough to zero.
     """
-    features = np.asarray(features)
-    sums: dict[int, np.ndarray] = {}
-
-    def work(start: int, stop: int) -> None:
-        sums[start] = features[start:stop].sum(axis=0, dtype=np.float64)
-
-    in_threads(work, *features.shape)
-    mean = sum(sums[start] for start in sorted(sums)) / len(features)
-    far = float(mean @ mean)
-    spread = max(float(squares.mean()) - far, 0.0)
+    size = len(features) if columns is None else len(columns)
+    rows = np.linspace(0, size - 1, min(size, _SAMPLE)).round().astype(np.int64)
+    rows = rows if columns is None else np.asarray(columns)[rows]
+    sample = np.asarray(features[rows]).astype(np.float64)
+    if divisor is not None:
+        sample /= divisor[rows, None]
+    middle = np.median(sample, axis=0)
+    far = float(middle @ middle)
+    spread = float(np.median(np.square(sample - middle).sum(axis=1)))
     if far <= _FAR * spread:
         return None
-    step = np.sqrt(spread / len(mean))
-    if step <= 1e-7 * np.sqrt(far):  # all one point
-        center = mean
-    else:
+    step = np.sqrt(spread / len(middle))
+    if step > 1e-7 * np.sqrt(far):  # else most rows are one point
         step = 2.0 ** np.ceil(np.log2(step))
-        center = np.round(mean / step) * step
-    return center.astype(np.float32).astype(np.float64)
+        middle = np.round(middle / step) * step
+    return middle.astype(np.float32).astype(np.float64)
+
+
+def copy_rows(
+    source: np.ndarray,
+    target: np.ndarray,
+    divisor: np.ndarray | None = None,
+    center: np.ndarray | None = None,
+) -> None:
+    """Writes rows as products take them.
+
+    Args:
+      source: float[n, D].
+      target: float[n, D], filled.
+      divisor: float[n], by which the rows are divided first.
+      center: float64[D], taken off the rows then.
+    """
+
+    def work(start: int, stop: int) -> None:
+        part = slice(start, stop)
+        _prepare(source[part], target[part], None if divisor is None else divisor[part], center)
+
+    in_threads(work, *source.shape)
+
+
+def _prepare(source, target, divisor, center) -> None:
+    if divisor is None and center is None:
+        target[...] = source
+    elif center is None:
+        np.divide(source, divisor[:, None], out=target)
+    elif divisor is None:
+        np.subtract(source, center, out=target)
+    else:
+        np.subtract(source / divisor[:, None].astype(np.float64), center, out=target)
+
+
+def from_squared(metric: str, squared: np.ndarray) -> np.ndarray:
+    """Scores as users read them, from squared distances (of unit vectors for `cosine`)."""
+    squared = np.maximum(squared, 0.0)
+    return 1.0 - squared / 2.0 if metric == "cosine" else -np.sqrt(squared)
 
 
 def prepared(features: jax.Array, divisor: jax.Array, shift: jax.Array) -> jax.Array:
@@ -376,7 +440,7 @@ def prepared(features: jax.Array, divisor: jax.Array, shift: jax.Array) -> jax.A
       divisor: float[n], see `FeatureScores.device_terms`.
       shift: float[D].
     """
-    return (features.astype(shift.dtype) - shift) / divisor[:, None]
+    return features.astype(shift.dtype) / divisor[:, None] - shift
 
 
 def device_scores(

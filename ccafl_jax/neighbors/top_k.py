@@ -20,11 +20,14 @@ from ccafl_jax.neighbors.similarity import (
     aligned,
     center_of,
     check_features,
+    copy_rows,
     device_scores,
+    from_squared,
     in_threads,
     on_host,
     power_of_two,
     round_up,
+    squared_lengths,
 )
 from ccafl_jax.options import require_choice
 from ccafl_jax.progress import progress_bar
@@ -156,34 +159,46 @@ def self_top_k(
     return (found, low) if worst else found
 
 
-def joined(metric: str, **sides: np.ndarray | jax.Array) -> tuple[np.ndarray, np.ndarray]:
-    """The rows of all sides in one array that products take without a copy.
+class Joined(NamedTuple):
+    """Rows of several sides in one array that products take without a copy.
+
+    Attributes:
+      rows: float32[N, D] (float64 where JAX computes in it and the features have it).
+      squares: float64[N], their squared lengths.
+      center: float64[D], what was taken off them; None for nothing.
+    """
+
+    rows: np.ndarray
+    squares: np.ndarray
+    center: np.ndarray | None
+
+
+def joined(metric: str, *, center: bool = False, **sides: np.ndarray | jax.Array) -> Joined:
+    """The rows of all sides in one array.
 
     Args:
-      metric: one of METRICS; `cosine` normalises, `euclidean` takes off a mean far from zero.
+      metric: one of METRICS; `cosine` normalises.
+      center: take off what rows far from zero share, see `similarity.center_of`; distances do not
+        change by it.
       **sides: float[n, D] each, by the name that messages use.
-
-    Returns:
-      float32[sum of n, D] (float64 where JAX computes in it and the features have it), and
-      float64[sum of n], squared lengths of the rows: as they came for `cosine`, else as they are.
 
     Raises:
       ValueError: see `check_features`.
     """
-    squares = np.concatenate(list(check_features(metric, **sides).values()))
+    squares = check_features(metric, **sides)
+    norms = {name: np.sqrt(x) if metric == "cosine" else None for name, x in squares.items()}
     dtype = jnp.promote_types(jnp.result_type(*sides.values()), jnp.float32)
-    total, dim = len(squares), next(iter(sides.values())).shape[1]
+    largest_side = max(sides, key=lambda name: len(sides[name]))
+    taken_off = center_of(sides[largest_side], norms[largest_side]) if center else None
+    total, dim = sum(map(len, sides.values())), sides[largest_side].shape[1]
     rows, first = aligned((total, dim), dtype), 0
-    for side in sides.values():
-        part = slice(first, first + len(side))
-        norms = np.sqrt(squares[part]) if metric == "cosine" else None
-        _copy_rows(np.asarray(side), rows[part], norms)
+    for name, side in sides.items():
+        part = rows[first : first + len(side)]
+        copy_rows(np.asarray(side), part, norms[name], taken_off)
         first += len(side)
-    center = center_of(rows, squares) if metric == "euclidean" else None
-    if center is not None:
-        rows -= center.astype(dtype)
-        squares = check_features(metric, features=rows)["features"]
-    return rows, squares
+    if metric == "cosine" or taken_off is not None:
+        return Joined(rows, squared_lengths(rows), taken_off)
+    return Joined(rows, np.concatenate(list(squares.values())), None)
 
 
 def _largest(scores: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
@@ -252,18 +267,19 @@ class _SelfSearch:
     """
 
     def __init__(self, f, k: int, metric: str, worst: bool):
-        if metric != "cosine" and _fits(np.asarray(f)):
-            f, squares = np.asarray(f), check_features(metric, features=f)["features"]
-            if metric == "euclidean" and center_of(f, squares) is not None:
-                f, squares = joined(metric, features=f)
-        else:
-            f, squares = joined(metric, features=f)
+        as_it_lies = metric != "cosine" and _fits(np.asarray(f))
+        if as_it_lies:
+            found = Joined(np.asarray(f), check_features(metric, features=f)["features"], None)
+        if not as_it_lies or (metric == "euclidean" and center_of(f) is not None):
+            found = joined(metric, center=metric != "dot", features=f)
+        f, squares = found.rows, found.squares
+        self.by_distance = metric == "euclidean" or found.center is not None
         n = len(f)
         _check_k(k, n)
         self.f, self.k, self.metric, self.squares = f, k, metric, squares
         self.tile = min(_TILE, round_up(n, 2 * _TILE_GROUP))
         bias = np.zeros(n)
-        if metric == "euclidean":
+        if self.by_distance:
             bias = 0.0 - 0.5 * squares
         # Padding never scores.
         self.bias = np.full(round_up(n, self.tile), -np.inf, f.dtype)
@@ -289,10 +305,13 @@ class _SelfSearch:
 
     def _result(self) -> tuple[Neighbors, np.ndarray | None]:
         scores, low = self.scores, self.low
-        if self.metric == "euclidean":
-            scores = _negative_distance(self.squares[:, None], scores)
-            low = None if low is None else _negative_distance(self.squares, low)
+        if self.by_distance:
+            scores = self._reported(self.squares[:, None], scores)
+            low = None if low is None else self._reported(self.squares, low)
         return Neighbors(self.indices, scores), low
+
+    def _reported(self, squares: np.ndarray, scores: np.ndarray) -> np.ndarray:
+        return from_squared(self.metric, squares - 2.0 * scores).astype(scores.dtype)
 
     def _products(self, starts: range) -> Iterator[tuple]:
         for top in starts:
@@ -401,20 +420,6 @@ def _block_top_k(query, divisor, shift, gallery, bias, size, k: int):
 def _on_device(engine: str) -> bool:
     require_choice("engine", engine, ENGINES)
     return engine == "device" or (engine == "auto" and jax.default_backend() != "cpu")
-
-
-def _negative_distance(squared: np.ndarray, scores: np.ndarray) -> np.ndarray:
-    return -np.sqrt(np.maximum(squared - 2.0 * scores, 0.0)).astype(scores.dtype)
-
-
-def _copy_rows(source: np.ndarray, target: np.ndarray, norms: np.ndarray | None) -> None:
-    def work(start: int, stop: int) -> None:
-        if norms is None:
-            target[start:stop] = source[start:stop]
-        else:
-            np.divide(source[start:stop], norms[start:stop, None], out=target[start:stop])
-
-    in_threads(work, *source.shape)
 
 
 def _fits(f: np.ndarray) -> bool:

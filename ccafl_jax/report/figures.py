@@ -57,7 +57,6 @@ def _table(figures: Mapping[str, Any], name: str) -> str:
 
 def _counts(figures: Mapping[str, Any]) -> str:
     counts = {key: value for key, value in figures["counts"].items() if value}
-    counts |= {"queries_without_a_match": figures["skipped"]} if figures["skipped"] else {}
     return "counts: " + ", ".join(
         f"{key.replace('_', ' ')} {_word(v)}" for key, v in counts.items()
     )

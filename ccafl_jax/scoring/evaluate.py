@@ -12,7 +12,7 @@ from jax.sharding import Mesh
 from ccafl_jax.evaluation import results
 from ccafl_jax.evaluation.bootstrap import bootstrap as bootstrap_intervals
 from ccafl_jax.evaluation.camera_pairs import map_by_camera_pair
-from ccafl_jax.evaluation.protocols import PROTOCOLS, TRIAL_OPTIONS, Protocol, protocol_of
+from ccafl_jax.evaluation.protocols import PROTOCOLS, Protocol, protocol_of
 from ccafl_jax.evaluation.ranking import Ranking, rank_by
 from ccafl_jax.options import require
 from ccafl_jax.scoring.feature_set import DISTRACTOR, TEST, FeatureSet
@@ -20,7 +20,7 @@ from ccafl_jax.scoring.groups import GroupedScores, tracks_of
 from ccafl_jax.scoring.published_lists import agreement
 from ccafl_jax.scoring.published_lists import published_lists as lists_of
 from ccafl_jax.scoring.scores import Expand, Rerank, scores_of
-from ccafl_jax.scoring.settings import OWN_CAMERAS, Settings, check_names
+from ccafl_jax.scoring.settings import OWN_CAMERAS, Settings, check_names, check_no_trials
 from ccafl_jax.scoring.trials import Trial, same_item, trials
 
 _SHARED = ("feature", "flip", "pooling", "preprocess", "unit", "orientation")
@@ -170,7 +170,9 @@ def evaluate(
     check_names(options)
     protocol = protocol.replace(**options)
     if not np.any(sets[0].part == TEST):
-        _check_no_trials(sets[0], protocol, [*options] if asked is None else [*options, "protocol"])
+        check_no_trials(
+            sets[0].dataset, protocol, [*options] if asked is None else [*options, "protocol"]
+        )
         protocol = protocol.of_parts()
     by_set = [_score_set(features, protocol, settings, several=len(sets) > 1) for features in sets]
     scored = tuple(one for found in by_set for one in found)
@@ -246,22 +248,6 @@ def _check_together(sets: tuple[FeatureSet, ...]) -> None:
             splits[0] is not None or same,
             f"sets {i} and {j} are of different images; expected features of one test set, or "
             "splits that are named",
-        )
-
-
-def _check_no_trials(features: FeatureSet, protocol: Protocol, options: Sequence[str]) -> None:
-    """Raises ValueError for options of draws and directions, which queries and a gallery preclude.
-
-    A protocol that was asked for by name asks for what it does otherwise than that of the data set.
-    """
-    asked = [option for option in TRIAL_OPTIONS if option in options]
-    own = PROTOCOLS.get(features.dataset)
-    if "protocol" in options and own is not None and own.trial == protocol.trial:
-        asked += [o for o in TRIAL_OPTIONS if getattr(own, o) != getattr(protocol, o)]
-    if asked:
-        raise ValueError(
-            "these features have queries and a gallery of their own, ranked once: leave out "
-            f"{', '.join(dict.fromkeys(asked))}, or extract the whole test set"
         )
 
 

@@ -99,9 +99,6 @@ def scores_of(
     if multi_query is not None:
         query, counted = _pooled(features, trial.query, multi_query, metric)
     if expand is not None:
-        require(
-            metric == "cosine", f"expansion makes unit vectors, for metric cosine, not {metric}"
-        )
         asked = {"k": expand.k, "alpha": expand.alpha}
         query = expand_queries(query, gallery, progress=progress, **asked)
         if expand.gallery:

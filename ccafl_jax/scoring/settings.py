@@ -1,12 +1,14 @@
 """The options of an evaluation, checked before any work is done."""
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from jax.sharding import Mesh
 
-from ccafl_jax.evaluation.protocols import Protocol, protocol_of
+from ccafl_jax.data.layouts import layout_of
+from ccafl_jax.data.records import Collection
+from ccafl_jax.evaluation.protocols import PROTOCOLS, TRIAL_OPTIONS, Protocol, protocol_of
 from ccafl_jax.neighbors.similarity import ENGINES, METRICS
 from ccafl_jax.options import nearest_key, require, require_choice
 from ccafl_jax.scoring.published_lists import USES
@@ -101,18 +103,55 @@ class Settings:
         )
 
 
-def check_options(dataset: str, *, protocol: str | None = None, **options: Any) -> None:
-    """Raises ValueError for options of an evaluation that are wrong whatever the features are.
+def check_options(collection: Collection, *, protocol: str | None = None, **options: Any) -> None:
+    """Raises ValueError for options of an evaluation that features of a data set will not take.
 
     Args:
-      dataset: its name, which may be empty.
-      protocol: see `evaluate`.
-      **options: see `evaluate`.
+      collection: the data set.
+      protocol: see `ccafl_jax.scoring.evaluate.evaluate`.
+      **options: see there.
     """
     own = {field.name for field in dataclasses.fields(Settings)}
-    Settings(**{name: value for name, value in options.items() if name in own})
+    settings = Settings(**{name: value for name, value in options.items() if name in own})
     rules = {name: value for name, value in options.items() if name not in own}
-    protocol_of(protocol or dataset or OWN_CAMERAS).replace(**rules)
+    check_names(rules)
+    chosen = protocol_of(protocol or collection.name).replace(**rules)
+    if layout_of(collection.name).kind != "visible_infrared":
+        asked = [*rules] if protocol is None else [*rules, "protocol"]
+        check_no_trials(collection.name, chosen, asked)
+    elif chosen.trial == "parts":
+        raise ValueError(
+            f"{collection.name} has no fixed queries and gallery, which {chosen.name} needs; use "
+            "the protocol of the data set"
+        )
+    wanted = {"track.values": settings.tracks, "gt.query": settings.published_lists != "ignore"}
+    names = {"track.values": "tracks", "gt.query": "published lists"}
+    for table, asked_for in wanted.items():
+        require(
+            not asked_for or table in collection.tables,
+            f"{collection.root} comes without {names[table]}; score it without them",
+        )
+
+
+def check_no_trials(dataset: str, protocol: Protocol, options: Sequence[str]) -> None:
+    """Raises ValueError for options of draws and directions, which queries and a gallery preclude.
+
+    A protocol that was asked for by name asks for what it does otherwise than that of the data set.
+
+    Args:
+      dataset: name of the set that the features are of.
+      protocol: with the options.
+      options: names of those that were given, and `protocol`.
+    """
+    asked = [option for option in TRIAL_OPTIONS if option in options]
+    own = PROTOCOLS.get(dataset)
+    if "protocol" in options and own is not None and own.trial == protocol.trial:
+        asked += [o for o in TRIAL_OPTIONS if getattr(own, o) != getattr(protocol, o)]
+    if asked:
+        raise ValueError(
+            "these features have queries and a gallery of their own, ranked once: leave out "
+            f"{', '.join(dict.fromkeys(asked))}, or extract the whole test set"
+        )
 
 
 def check_names(options: Mapping[str, Any]) -> None:

@@ -225,3 +225,32 @@ def test_errors_say_what_is_wrong(call, message):
     with pytest.raises(ValueError, match=message) as error:
         call(query, gallery)
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("metric", ["cosine", "euclidean"])
+@pytest.mark.parametrize("spread", [1e-3, 1.0])
+def test_a_far_mean_does_not_cost_digits(metric, spread):
+    rng = np.random.default_rng(5)
+    who = rng.integers(0, 6, 60)
+    f = 10 + spread * (3 * rng.normal(size=(6, 16))[who] + rng.normal(size=(60, 16)))
+    f = f.astype(np.float32)
+    options = {"k1": 8, "k2": 3, "lambda_": 0.3, "metric": metric}
+    found = distances(rerank(f[:10], f[10:], **options))
+    expected = reciprocal_oracle.rerank(f[:10], f[10:], **options)
+    np.testing.assert_allclose(found, expected, atol=2e-3)
+
+
+def test_sets_of_a_small_spread_are_no_single_point():
+    """The furthest distance is a ten-thousandth of the squared lengths, far above rounding."""
+    rng = np.random.default_rng(6)
+    f = rng.normal(size=(40, 16))
+    f = np.where(np.arange(16) < 8, f * 1e-2, 0.0) + np.eye(16)[np.arange(40) % 2 + 8]
+    f = f.astype(np.float32)
+    found = distances(rerank(f[:8], f[8:], k1=5, k2=2))
+    expected = reciprocal_oracle.rerank(f[:8], f[8:], k1=5, k2=2)
+    np.testing.assert_allclose(found, expected, atol=1e-5)
+    close = (np.eye(16)[:1] + 1e-2 * rng.normal(size=(40, 16))).astype(np.float32)
+    found = distances(rerank(close[:8], close[8:], k1=5, k2=2))
+    np.testing.assert_allclose(
+        found, reciprocal_oracle.rerank(close[:8], close[8:], k1=5, k2=2), atol=2e-3
+    )

@@ -183,11 +183,15 @@ def test_features_are_left_alone():
 def test_joined_rows_are_unit_vectors_of_all_sides():
     rng = np.random.default_rng(4)
     query, gallery = rng.standard_normal((3, 5)), rng.standard_normal((4, 5))
-    rows, squares = joined("cosine", query=query, gallery=gallery)
+    rows, squares, center = joined("cosine", query=query, gallery=gallery)
     both = np.concatenate([query, gallery])
-    np.testing.assert_allclose(squares, np.sum(both * both, axis=1), rtol=1e-6)
-    np.testing.assert_allclose(rows * np.sqrt(squares)[:, None], both, atol=1e-6)
-    np.testing.assert_array_equal(joined("dot", f=both)[0], both.astype(np.float32))
+    assert center is None
+    np.testing.assert_allclose(squares, 1.0, rtol=1e-6)
+    lengths = np.linalg.norm(both, axis=1, keepdims=True)
+    np.testing.assert_allclose(rows * lengths, both, atol=1e-6)
+    plain = joined("dot", f=both)
+    np.testing.assert_array_equal(plain.rows, both.astype(np.float32))
+    np.testing.assert_allclose(plain.squares, np.sum(both * both, axis=1), rtol=1e-6)
 
 
 @pytest.mark.parametrize(
@@ -236,3 +240,29 @@ def test_crowded_lines_of_small_tiles(monkeypatch, metric):
     own = np.take_along_axis(scores, found.indices, axis=1)
     np.testing.assert_allclose(own, expected, atol=2e-3 if metric == "euclidean" else 1e-6)
     assert all(len(set(row)) == 20 for row in found.indices.tolist())
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("metric", ["cosine", "euclidean"])
+@pytest.mark.parametrize("engine", ["host", "device"])
+def test_a_far_mean_does_not_cost_digits(metric, dtype, engine):
+    """Rows around one far point, and so vectors of nearly one direction."""
+    offset = 1e3 if dtype == np.float32 or metric == "cosine" else 1e6
+    rng = np.random.default_rng(7)
+    f = (np.round(rng.normal(size=(120, 12)) * 64) / 64 + offset).astype(dtype)
+    wide = f.astype(np.float64)
+    distance = np.square(wide[:, None] - wide).sum(axis=2)
+    if metric == "cosine":
+        unit = wide / np.linalg.norm(wide, axis=1, keepdims=True)
+        distance = np.square(unit[:, None] - unit).sum(axis=2)
+    expected = np.sort(distance, axis=1)[:, :6]
+    for found in (
+        self_top_k(f, 6, metric=metric, engine=engine),
+        top_k(f, f, 6, metric=metric, engine=engine),
+    ):
+        near = np.take_along_axis(distance, found.indices, axis=1)
+        # In float32 a unit vector has its own rounding, here a hundredth of the spread.
+        tolerance = 3e-2 * expected.max() if metric == "cosine" else 1e-4 * expected.max()
+        np.testing.assert_allclose(near, expected, atol=tolerance)
+        scores = 1 - near / 2 if metric == "cosine" else -np.sqrt(near)
+        np.testing.assert_allclose(found.scores, scores, atol=1e-6 if metric == "cosine" else 0.03)

@@ -9,6 +9,7 @@ import pytest
 from jax.sharding import Mesh
 
 from ccafl_jax.data.opening import open_collection
+from ccafl_jax.data.records import Collection
 from ccafl_jax.evaluation.protocols import Protocol, protocol_of
 from ccafl_jax.evaluation.ranking import rank, rank_scores
 from ccafl_jax.evaluation.results import rescore
@@ -868,11 +869,33 @@ def test_files_in_place_of_features():
         evaluate(["mine.npz"])
 
 
-def test_options_are_checked_before_the_features():
-    check_options("market1501", metric="euclidean", ap="tied")
-    for options in ({"metric": "dot", "rerank": Rerank()}, {"shots": 3}, {"top": -1}):
-        with pytest.raises(ValueError):
-            check_options("market1501", **options)
+@pytest.mark.parametrize(
+    ("name", "options", "message"),
+    [
+        ("market1501", {"metric": "dot", "rerank": Rerank()}, "not dot"),
+        ("market1501", {"top": -1}, "top is -1"),
+        ("market1501", {"shots": 3}, "market1501 takes no shots"),
+        ("market1501", {"metrc": "dot"}, "did you mean metric"),
+        ("market1501", {"tracks": True}, "comes without tracks"),
+        ("market1501", {"published_lists": "check"}, "comes without published lists"),
+        ("market1501", {"protocol": "sysumm01", "mode": "indoor"}, "leave out mode"),
+        ("market1501", {"protocol": "regdb", "direction": "thermal_to_visible"}, "leave out"),
+        ("sysumm01", {"protocol": "market1501"}, "has no fixed queries and gallery"),
+    ],
+)
+def test_options_are_checked_before_the_features(name, options, message):
+    collection = Collection(name, "there", {}, {}, (), {})
+    with pytest.raises(ValueError, match=message):
+        check_options(collection, **options)
+
+
+def test_options_that_features_will_take():
+    tables = {"track.values": 0, "gt.query": 0}
+    market1501 = Collection("market1501", "there", {}, tables, (), {})
+    check_options(market1501, metric="euclidean", ap="tied", published_lists="use")
+    check_options(market1501, tracks=True, protocol="veri776")
+    sysu = Collection("sysumm01", "there", {}, {}, (), {})
+    check_options(sysu, mode="indoor", shots=10, protocol="sysumm01")
 
 
 def test_bad_sets():
