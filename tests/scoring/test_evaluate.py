@@ -25,7 +25,7 @@ from ccafl_jax.scoring.feature_set import (
     parts_to_embed,
 )
 from ccafl_jax.scoring.scores import Expand, Rerank
-from ccafl_jax.scoring.settings import check_options
+from ccafl_jax.scoring.settings import Settings, check_options
 from data_prep import synthetic
 from tests.golden_data import golden
 from tests.scoring.made import DIM, made_set, market, visible_infrared
@@ -151,6 +151,55 @@ def test_every_option_changes_the_figures():
     for name, options in OPTIONS.items():
         by_option[name] = evaluate(found, **options).figures["mAP"]
     assert len(set(by_option.values())) == len(by_option), by_option
+
+
+ELSEWHERE = {
+    "tracks": "test_tracks_by_hand",
+    "published_lists": "test_published_lists_that_differ",
+    "bootstrap": "test_intervals",
+    "camera_pairs": "test_camera_pairs",
+    "top": "test_options_that_keep_the_map",
+    "engine": "test_engine_and_mesh_reach_the_ranking",
+    "mesh": "test_engine_and_mesh_reach_the_ranking",
+    "progress": "test_bars_are_shown_if_asked_for",
+    "name": "test_protocols_by_name_and_by_hand",
+    "note": "test_protocols_by_name_and_by_hand",
+    "locations": "test_camera_pairs_go_by_the_rules_of_the_protocol",
+    "cameras": "test_cameras_of_own_sides_have_the_codes_of_the_set",
+    "cmc": "test_options_that_keep_the_map",
+    "max_rank": "test_options_that_keep_the_map",
+    "figures": "test_options_that_keep_the_map",
+    "trial": "test_means_over_draws",
+    "trials": "test_options_of_draws_change_figures",
+    "mode": "test_options_of_draws_change_figures",
+    "shots": "test_options_of_draws_change_figures",
+    "draw": "test_options_of_draws_change_figures",
+    "direction": "test_directions_change_figures",
+}
+"""The tests of options that do not change the mAP of an image set."""
+
+
+def test_no_option_is_forgotten():
+    changed = {key for options in OPTIONS.values() for key in options}
+    fields = {field.name for kind in (Settings, Protocol) for field in dataclasses.fields(kind)}
+    assert fields == changed | set(ELSEWHERE)
+    for kind, option in ((Rerank, "rerank"), (Expand, "expand")):
+        values = [options[option] for options in OPTIONS.values() if option in options]
+        for field in dataclasses.fields(kind):
+            assert len({getattr(value, field.name) for value in values}) > 1, field.name
+    assert [name for name in ELSEWHERE.values() if name not in globals()] == []
+
+
+def test_bars_are_shown_if_asked_for(capsys):
+    for progress in (False, True):
+        evaluate(market(), progress=progress, rerank=Rerank(k1=6, k2=3))
+        assert ("ranking" in capsys.readouterr().err) == progress
+
+
+def test_directions_change_figures():
+    found = visible_infrared(dataset="regdb")
+    ways = [{"direction": way} for way in ("visible_to_thermal", "thermal_to_visible")]
+    assert len({evaluate(found, **way).figures["mAP"] for way in ways}) == 2
 
 
 def test_options_that_keep_the_map():
