@@ -197,6 +197,64 @@ def update_instances(
     return inst.at[row, _rank_in_class(together)].set(f, mode="drop")
 
 
+def swap_matched(
+    visible: jax.Array,
+    infrared: jax.Array,
+    infrared_of: jax.Array,
+    visible_lab: jax.Array,
+    infrared_lab: jax.Array,
+    visible_valid: jax.Array | None = None,
+    infrared_valid: jax.Array | None = None,
+    *,
+    scale: float = 0.1,
+    aliased: bool = False,
+) -> tuple[jax.Array, jax.Array]:
+    """Moves prototypes of the batch to their partners in the other modality.
+
+    Of each pair (r, c), visible[r] becomes L2(scale visible[r] + (1 - scale) infrared[c]) if r is
+    a label of the visible batch, and infrared[c] its mirror image if c is one of the infrared
+    batch. Both read the memories from before the call. All other rows stay as they are, bit for
+    bit.
+
+    Args:
+      visible: float[visible rows, dim], L2-normalised.
+      infrared: float[infrared rows, dim], L2-normalised; both may be padded.
+      infrared_of: int[visible rows], infrared partner of each visible row, -1 for none; no
+        partner twice. From `pseudo_labels.matching.match_prototypes`.
+      visible_lab: int[visible batch], row of `visible`; -1 drops the entry.
+      infrared_lab: int[infrared batch], row of `infrared`; -1 drops the entry.
+      visible_valid: bool[visible batch]; None for all.
+      infrared_valid: bool[infrared batch]; None for all.
+      scale: weight of a row's own old value, may be traced; 0 exchanges the prototypes, 1 leaves
+        both memories as they are, bit for bit.
+      aliased: infrared rows read visible rows that are already moved, as in the published code,
+        so that a pair with both labels in the batch hardly changes its infrared row.
+
+    Returns:
+      The new memories, visible and infrared.
+
+    Source: CCLNet, memory swapping; `aliased` as released (the copy there shares its storage).
+    """
+    visible, infrared = jnp.asarray(visible), jnp.asarray(infrared)
+    visible_rows, infrared_rows = jnp.arange(visible.shape[0]), jnp.arange(infrared.shape[0])
+    column = jnp.where(infrared_of >= 0, infrared_of, infrared.shape[0])  # past the end: dropped
+    visible_of = jnp.full(infrared.shape[0], -1).at[column].set(visible_rows, mode="drop")
+    # Normalising moves a row of unit length by its last bit, so scale = 1 chooses no row.
+    moving = jnp.asarray(scale) != 1
+    chosen = moving & (infrared_of >= 0) & _in_batch(visible_lab, visible_valid, visible.shape[0])
+    partner = infrared[jnp.maximum(infrared_of, 0)]
+    new_visible = _blend(visible, partner, visible_rows, chosen, scale)
+    chosen = moving & (visible_of >= 0) & _in_batch(infrared_lab, infrared_valid, infrared.shape[0])
+    partner = (new_visible if aliased else visible)[jnp.maximum(visible_of, 0)]
+    return new_visible, _blend(infrared, partner, infrared_rows, chosen, scale)
+
+
+def _in_batch(lab: jax.Array, valid: jax.Array | None, num_classes: int) -> jax.Array:
+    """Classes with a used row, bool[num_classes]."""
+    used = lab >= 0 if valid is None else valid & (lab >= 0)
+    return jnp.zeros(num_classes, bool).at[jnp.where(used, lab, num_classes)].set(True, mode="drop")
+
+
 def _same_class(lab: jax.Array, valid: jax.Array | None) -> tuple[jax.Array, jax.Array]:
     """Rows in use, bool[batch], and pairs of used rows of one class, bool[batch, batch]."""
     used = lab >= 0 if valid is None else valid & (lab >= 0)

@@ -32,6 +32,8 @@ def encode(order, distance, *, columns, half, k2):
         if members:
             weight = np.exp(-distance[i, members])
             weights[i, members] = weight / weight.sum()
+    # An item behind more equal ones than columns is as the first of them.
+    weights = weights[[i if i in order[i, :columns] else order[i, 0] for i in range(n)]]
     if k2 == 1:
         return weights
     return np.stack([weights[order[i, :k2]].mean(axis=0) for i in range(n)])

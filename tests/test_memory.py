@@ -9,10 +9,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ccafl_jax import memory
+from ccafl_jax import losses, memory
 from ccafl_jax.numerics import l2_normalize
+from ccafl_jax.pseudo_labels.matching import match_prototypes
 from tests.comparison import VALUE_TOLERANCE, assert_close, typed
 from tests.golden_data import case_group, golden
+
+SWAP_CASES = sorted({name.split("/")[0] for name in golden("memory_cm", "cclnet")})
 
 UPDATES = {
     "mean": memory.update_mean,
@@ -217,3 +220,135 @@ def test_half_precision_memory_keeps_its_type():
     for update in UPDATES.values():
         assert jax.eval_shape(update, mem, f, lab).dtype == jnp.bfloat16
     assert jax.eval_shape(memory.init_instances, f, jnp.zeros((2, 3), int)).dtype == jnp.float32
+
+
+_swapped = jax.jit(memory.swap_matched, static_argnames="aliased")
+
+
+@functools.cache
+def _two_modalities(case):
+    """One case of the published memory: its arrays, by their names without the case's."""
+    data = golden("memory_cm", "cclnet")
+    return {name.split("/")[1]: data[name] for name in data if name.startswith(f"{case}/")}
+
+
+@pytest.mark.parametrize("side", ["rgb", "ir"])
+@pytest.mark.parametrize("case", SWAP_CASES)
+def test_contrast_and_momentum_of_one_modality_published(case, side):
+    data = _two_modalities(case)
+    x, lab, mem = data[f"x_{side}"], data[f"t_{side}"], data[f"mem_{side}"]
+
+    def contrast(x):
+        return losses.inter_contrast(l2_normalize(x), lab, mem, tau=data["temp"])
+
+    loss, grad = jax.jit(jax.value_and_grad(contrast))(x)
+    assert_close(loss, data[f"loss_{side}"], 1e-5)
+    assert_close(grad, data[f"grad_x_{side}"], 1e-5)
+    new = _jitted("each")(mem, l2_normalize(x), lab, m=data["momentum"])
+    assert_close(new, data[f"mem_{side}_momentum_only"], 1e-5)
+
+
+@pytest.mark.parametrize("aliased", [False, True])
+@pytest.mark.parametrize("case", SWAP_CASES)
+def test_swap_published(case, aliased):
+    data = _two_modalities(case)
+    old = data["mem_rgb_momentum_only"], data["mem_ir_momentum_only"]
+    infrared_of = match_prototypes(*old).infrared_of
+    rows = infrared_of, data["t_rgb"], data["t_ir"]
+    new = _swapped(*old, *rows, scale=data["scale"], aliased=aliased)
+    suffix = "after" if aliased else "after_fixed"
+    for side, before, after in zip(("rgb", "ir"), old, new, strict=True):
+        assert_close(after, data[f"mem_{side}_{suffix}"], 1e-5)
+        kept = np.all(data[f"mem_{side}_{suffix}"] == before, axis=1)
+        assert kept.any() and np.array_equal(np.asarray(after)[kept], before[kept])
+        assert kept.all() == case.startswith("noswap")
+
+
+def test_published_swaps_tell_aliased_from_right():
+    for case in SWAP_CASES:
+        data = _two_modalities(case)
+        apart = np.abs(data["mem_ir_after"] - data["mem_ir_after_fixed"]).max()
+        assert (apart > 0.1) == case.startswith("swap")
+
+
+@functools.cache
+def _swap_traced():
+    """The swap at one capacity, and the kind of each of its traces."""
+    traces = []
+
+    @functools.partial(jax.jit, static_argnames="aliased")
+    def swap(*arguments, scale, aliased):
+        traces.append(aliased)
+        return memory.swap_matched(*arguments, scale=scale, aliased=aliased)
+
+    return swap, traces
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.data())
+def test_swap_is_the_loop(data):
+    rng = np.random.default_rng(data.draw(st.integers(0, 2**31 - 1)))
+    visible, infrared = (
+        np.array(l2_normalize(np.float32(rng.normal(size=(rows, 5))))) for rows in (6, 7)
+    )
+    infrared_of = np.full(6, -1, np.int32)
+    pairs = data.draw(st.integers(0, 6))
+    infrared_of[rng.permutation(6)[:pairs]] = rng.permutation(7)[:pairs]
+    lab = rng.integers(-1, 6, 4).astype(np.int32), rng.integers(-1, 7, 4).astype(np.int32)
+    valid = rng.random(4) < 0.7, rng.random(4) < 0.7
+    scale = np.float32(data.draw(st.sampled_from([0.0, 0.1, 0.5, 1.0])))
+    aliased = data.draw(st.booleans())
+    old, expected = (visible, infrared), [np.float64(visible), np.float64(infrared)]
+    for r, c in enumerate(infrared_of):
+        snapshot = [np.array(side) for side in expected]
+        if c >= 0 and r in lab[0][valid[0]]:
+            moved = scale * snapshot[0][r] + (1 - scale) * snapshot[1][c]
+            expected[0][r] = moved / np.linalg.norm(moved)
+        if c >= 0 and c in lab[1][valid[1]]:
+            source = (expected if aliased else snapshot)[0][r]
+            moved = scale * snapshot[1][c] + (1 - scale) * source
+            expected[1][c] = moved / np.linalg.norm(moved)
+    swap, traces = _swap_traced()
+    new = swap(visible, infrared, infrared_of, *lab, *valid, scale=scale, aliased=aliased)
+    assert len(traces) <= 2 and len(set(traces)) == len(traces)  # one of each kind
+    for side in range(2):
+        assert_close(new[side], expected[side], 2e-5)
+        assert_close(np.linalg.norm(new[side], axis=1), np.ones(len(new[side])), 1e-6)
+        matched = infrared_of >= 0 if side == 0 else np.isin(np.arange(7), infrared_of)
+        present = np.isin(np.arange(len(old[side])), lab[side][valid[side]])
+        still = ~(matched & present) if scale != 1 else np.ones(len(old[side]), bool)
+        assert np.array_equal(np.asarray(new[side])[still], old[side][still])
+
+
+def test_swap_by_hand():
+    visible, infrared = np.float32([[1, 0, 0], [0, 1, 0]]), np.float32([[0, 1, 0], [0, 0, 1]])
+    both = np.array([1, 0]), np.array([0]), np.array([1])  # visible 0 and infrared 1, in the batch
+    new = memory.swap_matched(visible, infrared, *both, scale=0.0)
+    assert np.array_equal(new[0], [[0, 0, 1], [0, 1, 0]])
+    assert np.array_equal(new[1], [[0, 1, 0], [1, 0, 0]])
+    # The published code reads visible 0 when it already is infrared 1.
+    new = memory.swap_matched(visible, infrared, *both, scale=0.0, aliased=True)
+    assert np.array_equal(new[0], [[0, 0, 1], [0, 1, 0]]) and np.array_equal(new[1], infrared)
+    old, other = np.float32([0.1, 0.9]) / np.hypot(0.1, 0.9)
+    new = memory.swap_matched(visible, infrared, *both)
+    assert_close(new[0][0], [old, 0, other], 1e-6)
+    assert_close(new[1][1], [other, 0, old], 1e-6)
+
+
+def test_swap_of_nothing_and_of_full_scale_changes_no_bit():
+    rng = np.random.default_rng(4)
+    # Of any length, so that normalising a row would show.
+    old = np.float32(rng.normal(size=(5, 3))), np.float32(rng.normal(size=(4, 3)))
+    pairs, none = np.array([3, -1, 0, 1, 2]), np.full(5, -1)
+    everyone, nobody = (np.arange(5), np.arange(4)), (np.full(5, -1), np.full(4, -1))
+    for infrared_of, labels, scale in (
+        (pairs, everyone, 1.0),
+        (none, everyone, 0.1),
+        (pairs, nobody, 0.1),
+    ):
+        for aliased in (False, True):
+            new = _swapped(*old, infrared_of, *labels, scale=scale, aliased=aliased)
+            assert all(np.array_equal(a, b) for a, b in zip(new, old, strict=True))
+    half = [jnp.asarray(side, jnp.bfloat16) for side in old]
+    new = _swapped(*half, pairs, *everyone, scale=0.1)
+    assert [side.dtype for side in new] == [jnp.bfloat16, jnp.bfloat16]

@@ -3,6 +3,7 @@
 CPUs compute in full float32 whatever is asked, so a forgotten precision= shows only here.
 """
 
+import functools
 from collections.abc import Iterator
 
 import jax
@@ -14,6 +15,7 @@ from jax.extend.core import Jaxpr
 from ccafl_jax import losses, memory
 from ccafl_jax.evaluation import device_ranks
 from ccafl_jax.neighbors import similarity, top_k
+from ccafl_jax.pseudo_labels import matching
 from tests.losses.all_losses import NAMES, all_losses, inputs, world
 
 HIGHEST = jax.lax.Precision.HIGHEST
@@ -65,13 +67,22 @@ def test_memory(update):
     _check(lambda f: memory.update_instances(world()["inst"], f, rows["y"]), x["f"])
 
 
+def test_matching():
+    f = np.ones((64, 4), np.float32)
+    assert _check(matching._similarities, f, f) == 1
+    labels = np.arange(64)
+    assert _check(lambda f: memory.swap_matched(f, f, labels, labels, labels), f) == 0
+
+
 @pytest.mark.parametrize("sort", [False, True])
 def test_similarities(sort):
     f, bias = np.ones((64, 4), np.float32), np.zeros(64, np.float32)
     assert _check(similarity._product, f, f) == 1
     assert _check(lambda f: top_k._tile(f, f, bias, bias, worst=True), f) == 1
     terms = bias + 1, np.zeros(4, np.float32)
-    assert _check(lambda f: top_k._block_top_k(f, *terms, f, bias, 64, k=2), f) == 1
+    every = np.arange(64)
+    search = functools.partial(top_k._block_top_k, size=64, k=2, group=16)
+    assert _check(lambda f: search(f, every, *terms, f, bias), f) == 1
     whole, lists = bias.astype(np.int32), np.zeros((64, 2), np.int32)
     options = {"top": 2, "collapse": True, "sort": sort}
 

@@ -21,6 +21,7 @@ from ccafl_jax.neighbors.similarity import (
     FeatureScores,
     MatrixScores,
     ScoreProvider,
+    local_mesh,
 )
 from ccafl_jax.options import require_choice
 
@@ -227,7 +228,7 @@ def rank_by(
     found = nothing_yet(counts, min(top, len(columns)))
     work = {"collapse": cmc == "identity", "elements": block_elements, "progress": progress}
     if _on_device(engine, scores, mesh):
-        rank_on_devices(found, scores, counts, mesh or _local_mesh(), **work)
+        rank_on_devices(found, scores, counts, mesh or local_mesh(), **work)
     else:
         rank_on_host(found, scores, counts, **work)
     order = np.lexsort((found.ranks, found.matches.owners()))
@@ -337,10 +338,6 @@ def _on_device(engine: str, scores: ScoreProvider, mesh: Mesh | None) -> bool:
         raise ValueError("a mesh is for the engine 'device' and scores of features; leave it out")
     accelerated = mesh is not None or jax.default_backend() != "cpu"
     return engine == "device" or (engine == "auto" and from_features and accelerated)
-
-
-def _local_mesh() -> Mesh:
-    return Mesh(np.array(jax.local_devices()), ("data",))
 
 
 def _without_junk(

@@ -46,7 +46,9 @@ def encode(
     R(i, c) are the items j among the first c neighbours of i that have i among their first c. To
     R(i, columns) is added R(q, half) of each of its members q of which more than two thirds lie
     in R(i, columns). Weights are exp(-distance) over the expanded set, and sum to 1. With `k2`
-    above 1 a row becomes the mean of the rows of its first k2 neighbours.
+    above 1 a row becomes the mean of the rows of its first k2 neighbours. An item that is not among
+    its own neighbours, which more equal items than columns bring about, takes the set and the
+    weights of the first of them, so that equal items keep equal rows.
 
     Args:
       neighbors: int[N, K], nearest first, each item itself included.
@@ -57,17 +59,51 @@ def encode(
       progress: shows a bar.
 
     Returns:
-      float32[N, N] with sorted indices. A row is empty where an item is not among its own
-      neighbours, which more equal items than columns bring about, and has no other.
+      float32[N, N] with sorted indices.
 
     Raises:
       ValueError: no neighbour lists of a set in itself, or counts out of range.
     """
     neighbors = np.asarray(neighbors)
-    _check_neighbors(neighbors, columns=columns, half=half, k2=k2)
+    check_neighbors(neighbors, columns=columns, half=half, k2=k2)
     full = _reciprocal(neighbors, columns)
     expanded = _expand(full, _reciprocal(neighbors, half), distance, progress)
-    return expanded if k2 == 1 else _mean_rows(expanded, neighbors[:, :k2], progress)
+    item = np.arange(len(neighbors))
+    own = (neighbors[:, :columns] == item[:, None]).any(axis=1)
+    if not own.all():
+        expanded = expanded[np.where(own, item, neighbors[:, 0])]
+    if k2 == 1:
+        return expanded
+    mean = sum_rows(expanded, neighbors[:, :k2], progress=progress)
+    mean.data /= k2
+    return mean
+
+
+def sum_rows(
+    encoding: sparse.csr_array, nearest: np.ndarray, *, progress: bool = False
+) -> sparse.csr_array:
+    """The sum of the rows of each item's nearest neighbours, which is a query expansion.
+
+    Args:
+      encoding: [N, N], floats or whole numbers.
+      nearest: int[N, k2].
+      progress: shows a bar.
+
+    Returns:
+      [N, N] in the dtype of `encoding`, with sorted indices.
+    """
+    n, k2 = nearest.shape
+    sums = []
+    with progress_bar(n, "query expansion", progress) as bar:
+        for start in range(0, n, _ROWS):
+            lists = nearest[start : start + _ROWS].astype(np.int32)
+            offsets = np.arange(0, lists.size + 1, k2)
+            take = (np.ones(lists.size, encoding.dtype), lists.reshape(-1), offsets)
+            found = sparse.csr_array(take, shape=(len(lists), n)) @ encoding
+            found.sort_indices()
+            sums.append(found)
+            bar.update(len(lists))
+    return sparse.vstack(sums, format="csr")
 
 
 def jaccard_block(rows: sparse.csr_array, others: sparse.csc_array) -> np.ndarray:
@@ -182,28 +218,17 @@ def _weigh(counts: np.ndarray, item: np.ndarray, member: np.ndarray, distance: D
     return counts, member.astype(np.int32), weights.astype(np.float32)
 
 
-def _mean_rows(encoding: sparse.csr_array, nearest: np.ndarray, progress: bool):
-    """The mean of the rows of each item's nearest neighbours."""
-    n, k2 = nearest.shape
-    means = []
-    with progress_bar(n, "query expansion", progress) as bar:
-        for start in range(0, n, _ROWS):
-            lists = nearest[start : start + _ROWS].astype(np.int32)
-            offsets = np.arange(0, lists.size + 1, k2)
-            take = (np.ones(lists.size, np.float32), lists.reshape(-1), offsets)
-            mean = sparse.csr_array(take, shape=(len(lists), n)) @ encoding
-            mean.data /= k2
-            mean.sort_indices()
-            means.append(mean)
-            bar.update(len(lists))
-    return sparse.vstack(means, format="csr")
-
-
 def _offsets(counts: np.ndarray) -> np.ndarray:
     return np.concatenate([[0], np.cumsum(counts, dtype=np.int64)])
 
 
-def _check_neighbors(neighbors: np.ndarray, **counts: int) -> None:
+def check_neighbors(neighbors: np.ndarray, **counts: int) -> None:
+    """Raises ValueError unless these are lists of a set in itself and counts lie in their columns.
+
+    Args:
+      neighbors: int[N, K].
+      **counts: numbers of columns, by the name that messages use.
+    """
     if neighbors.ndim != 2 or not np.issubdtype(neighbors.dtype, np.integer) or not neighbors.size:
         raise ValueError(
             f"neighbours are {neighbors.dtype} of shape {neighbors.shape}; expected indices [N, K]"

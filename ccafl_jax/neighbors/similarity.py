@@ -15,6 +15,7 @@ from typing import Protocol
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh
 
 from ccafl_jax import numerics
 from ccafl_jax.options import require_choice
@@ -99,8 +100,7 @@ class FeatureScores:
             center = center_of(self.gallery, norms["gallery"], self.columns)
         if center is not None:
             for side in _SIDES:
-                features = np.asarray(getattr(self, side))
-                squares[side] = squared_lengths(features, norms[side], center)
+                squares[side] = squared_lengths(getattr(self, side), norms[side], center)
         object.__setattr__(self, "_norms", norms)
         object.__setattr__(self, "_center", center)
         object.__setattr__(self, "_squares", squares)
@@ -304,7 +304,7 @@ def check_features(metric: str, **sides: np.ndarray | jax.Array) -> dict[str, np
     squares = {}
     for name, features in sides.items():
         _check_real(f"{name} features", features)
-        squares[name] = square = squared_lengths(np.asarray(features))
+        squares[name] = square = squared_lengths(features)
         wrong = ~np.isfinite(square)
         if wrong.any():
             raise ValueError(
@@ -323,9 +323,11 @@ def check_features(metric: str, **sides: np.ndarray | jax.Array) -> dict[str, np
 
 
 def squared_lengths(
-    features: np.ndarray, divisor: np.ndarray | None = None, center: np.ndarray | None = None
+    features: np.ndarray | jax.Array,
+    divisor: np.ndarray | None = None,
+    center: np.ndarray | None = None,
 ) -> np.ndarray:
-    """Squared lengths of rows.
+    """Squared lengths of rows, computed where the rows lie.
 
     Args:
       features: float[n, D].
@@ -335,11 +337,14 @@ def squared_lengths(
     Returns:
       float64[n]; NaN or infinite where a row holds such values.
     """
+    on_accelerator = _on_accelerator(features)
+    if not on_accelerator:
+        features = np.asarray(features)
     squares = np.empty(len(features))
     dtype = np.float64 if features.dtype == np.float64 else np.float32
 
     def rows_of(part: slice | np.ndarray, dtype: np.dtype) -> np.ndarray:
-        rows = features[part].astype(dtype, copy=False)
+        rows = np.asarray(features[part]).astype(dtype, copy=False)
         rows = rows if divisor is None else rows / divisor[part, None]
         return rows if center is None else (rows - center).astype(dtype)
 
@@ -348,11 +353,27 @@ def squared_lengths(
         squares[start:stop] = np.einsum("nd,nd->n", rows, rows)
 
     with np.errstate(over="ignore", under="ignore", invalid="ignore"):
-        in_threads(work, *features.shape)
+        if on_accelerator:
+            ones, zeros = np.ones(len(features), dtype), np.zeros(features.shape[1], dtype)
+            terms = (ones if divisor is None else divisor, zeros if center is None else center)
+            squares[:] = _squares_on_device(features, *(np.asarray(x, dtype) for x in terms))
+        else:
+            in_threads(work, *features.shape)
         # Squares leave the range of float32 long before the values do.
         doubtful = np.flatnonzero(~np.isfinite(squares) | (squares < 1e-30))
         squares[doubtful] = np.square(rows_of(doubtful, np.float64)).sum(axis=1)
     return squares
+
+
+def _on_accelerator(features: np.ndarray | jax.Array) -> bool:
+    if not isinstance(features, jax.Array):
+        return False
+    return all(device.platform != "cpu" for device in features.devices())
+
+
+@jax.jit
+def _squares_on_device(features: jax.Array, divisor: jax.Array, shift: jax.Array) -> jax.Array:
+    return jnp.square(prepared(features, divisor, shift)).sum(axis=1)
 
 
 def center_of(
@@ -473,6 +494,11 @@ def on_host(array: np.ndarray) -> jax.Array:
     except RuntimeError:
         device = jax.local_devices()[0]
     return jax.device_put(array, device)
+
+
+def local_mesh() -> Mesh:
+    """The devices of this process, on one axis "data"."""
+    return Mesh(np.array(jax.local_devices()), ("data",))
 
 
 def round_up(n: int, multiple: int) -> int:

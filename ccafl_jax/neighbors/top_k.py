@@ -11,6 +11,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import NamedSharding, PartitionSpec
 
 from ccafl_jax import numerics
 from ccafl_jax.neighbors.similarity import (
@@ -24,6 +25,7 @@ from ccafl_jax.neighbors.similarity import (
     device_scores,
     from_squared,
     in_threads,
+    local_mesh,
     on_host,
     power_of_two,
     round_up,
@@ -37,6 +39,7 @@ _TILE = 4096  # columns of one product of a set with itself; it has half as many
 _TILE_GROUP = 64
 _CROWDED = 8  # groups of a tile from which on the whole line is searched
 _DEVICE_ELEMENTS = 2**28
+_ROWS = PartitionSpec("data")
 
 
 class Neighbors(NamedTuple):
@@ -109,7 +112,7 @@ def top_k(
     provider = FeatureScores(query, gallery, metric)
     queries, size = provider.shape
     _check_k(k, size)
-    if _on_device(engine):
+    if on_device(engine):
         return _device_top_k(provider, k, progress)[0]
     found = Neighbors(np.empty((queries, k), np.int32), np.empty((queries, k), provider.dtype))
     with progress_bar(queries, "neighbours", progress) as bar:
@@ -150,13 +153,23 @@ def self_top_k(
     Raises:
       ValueError: see `top_k`.
     """
-    if _on_device(engine):
+    if on_device(engine):
         provider = FeatureScores(f, f, metric)
         _check_k(k, len(f))
         found, low = _device_top_k(provider, k, progress)
     else:
         found, low = _SelfSearch(f, k, metric, worst).run(progress)
     return (found, low) if worst else found
+
+
+def on_device(engine: str) -> bool:
+    """Whether an engine of `similarity.ENGINES` works in jitted blocks on devices.
+
+    Raises:
+      ValueError: an unknown engine.
+    """
+    require_choice("engine", engine, ENGINES)
+    return engine == "device" or (engine == "auto" and jax.default_backend() != "cpu")
 
 
 class Joined(NamedTuple):
@@ -390,36 +403,59 @@ def _tile(left, right, left_bias, right_bias, worst: bool):
 
 
 def _device_top_k(provider: FeatureScores, k: int, progress: bool) -> tuple[Neighbors, np.ndarray]:
-    """As `top_k` by sorting on the device, and the lowest score of each query."""
+    """As `top_k` on all local devices, and the lowest score of each query."""
     queries, size = provider.shape
-    gallery, bias = provider.on_device()
-    query, (divisor, shift) = jnp.asarray(provider.query), provider.device_terms("query")
+    devices = local_mesh()
+    everywhere, split = (NamedSharding(devices, spec) for spec in (PartitionSpec(), _ROWS))
+    gallery, bias = jax.device_put(provider.on_device(), everywhere)
+    query = jax.device_put(jnp.asarray(provider.query), everywhere)
+    divisor, shift = provider.device_terms("query")
     block = min(power_of_two(queries), power_of_two(_DEVICE_ELEMENTS // len(gallery) + 1) // 2)
-    block = max(block, 1)
+    block = max(block, 1) * devices.size
+    group = _group_size(len(gallery), k)
     parts = []
     with progress_bar(queries, "neighbours", progress) as bar:
         for start in range(0, queries, block):
             # The last block repeats the last query: one shape, one compilation.
-            rows = np.minimum(np.arange(start, start + block), queries - 1)
-            inputs = query[rows], divisor[rows], shift, gallery, bias
-            parts.append(jax.device_get(_block_top_k(*inputs, size, k)))
+            rows = np.minimum(np.arange(start, start + block, dtype=np.int32), queries - 1)
+            sent = jax.device_put((rows, divisor[rows]), split)
+            found = _block_top_k(query, *sent, shift, gallery, bias, size, k=k, group=group)
+            parts.append(found)
+            if len(parts) > 1:  # one block is computed while the next is sent
+                jax.block_until_ready(parts[-2])
             bar.update(min(block, queries - start))
-    indices, scores, low = (np.concatenate(x)[:queries] for x in zip(*parts, strict=True))
+    indices, scores, low = (
+        np.concatenate(x)[:queries] for x in zip(*jax.device_get(parts), strict=True)
+    )
     every = np.arange(queries)
     return Neighbors(indices, provider.reported(every, scores)), provider.reported(every, low)
 
 
-@functools.partial(jax.jit, static_argnames="k")
-def _block_top_k(query, divisor, shift, gallery, bias, size, k: int):
-    scores = device_scores(query, divisor, shift, gallery, bias)
+def _group_size(size: int, k: int) -> int:
+    """Neighbouring columns whose maximum stands for them: about as much work in both stages."""
+    best = min((16, 32, 64, 128, 256), key=lambda group: size // group + k * group)
+    return best if 2 * k * best <= size else 1
+
+
+@functools.partial(jax.jit, static_argnames=("k", "group"))
+def _block_top_k(query, row, divisor, shift, gallery, bias, size, *, k: int, group: int):
+    """The k best of each row and the lowest score; columns from `size` on are padding."""
+    scores = device_scores(query[row], divisor, shift, gallery, bias)
     real = jnp.arange(len(gallery)) < size
-    best, indices = jax.lax.top_k(jnp.where(real, scores, -jnp.inf), k)
-    return indices.astype(jnp.int32), best, jnp.where(real, scores, jnp.inf).min(axis=1)
-
-
-def _on_device(engine: str) -> bool:
-    require_choice("engine", engine, ENGINES)
-    return engine == "device" or (engine == "auto" and jax.default_backend() != "cpu")
+    low = jnp.where(real, scores, jnp.inf).min(axis=1)
+    scores = jnp.where(real, scores, -jnp.inf)
+    if group == 1:
+        best, indices = jax.lax.top_k(scores, k)
+        return indices.astype(jnp.int32), best, low
+    # The k best lie in the k groups of the largest maxima: each of those holds an item that is
+    # better than all of another group, or equal to its best and earlier, as both stages break ties
+    # by the lower index.
+    groups = scores.reshape(len(scores), -1, group)
+    chosen = jnp.sort(jax.lax.top_k(groups.max(axis=2), k)[1], axis=1)
+    near = jnp.take_along_axis(groups, chosen[:, :, None], axis=1)
+    best, place = jax.lax.top_k(near.reshape(len(scores), -1), k)
+    indices = jnp.take_along_axis(chosen, place // group, axis=1) * group + place % group
+    return indices.astype(jnp.int32), best, low
 
 
 def _fits(f: np.ndarray) -> bool:
