@@ -62,8 +62,8 @@ def encode(
 
     def by_blocks(function, row_elements: int, title: str):
         """The outputs of `function(rows)` for all rows, block by block."""
-        block = power_of_two(max(1, min(size, _ELEMENTS // row_elements)))
-        block = -(-block // mesh.size) * mesh.size
+        # One device sees blocks of one shape, however many devices there are.
+        block = power_of_two(max(1, min(size, _ELEMENTS // row_elements))) * mesh.size
         parts = []
         with progress_bar(size, title, progress) as bar:
             for start in range(0, size, block):

@@ -1,7 +1,7 @@
 """The Jaccard distance of k-reciprocal neighbourhoods, kept as one sparse row per item.
 
 No step holds a matrix of all pairs. Weights are whole multiples of 2**-30, so that sums of them do
-not depend on their order: blocks, threads and devices find the same sums, bit for bit.
+not depend on their order: threads, and additions that devices scatter, cannot change a label.
 """
 
 import dataclasses

@@ -17,6 +17,7 @@ from ccafl_jax.progress import progress_bar
 _TABLE = 2**28  # sums of a block on one device
 _SHARED = 2**27  # members that two items share, looked at together
 _GROUP = 32  # columns that are looked through together
+_STARTING_PAIRS = 32  # of an item, for which there is room at first
 
 
 def pairs(
@@ -34,7 +35,7 @@ def pairs(
     while block > 1 and _most_work(work, block) > _SHARED:
         block //= 2
     shared = power_of_two(max(1, _most_work(work, block)))
-    capacity = power_of_two(min(block * columns, 32 * block))
+    capacity = power_of_two(min(block * columns, _STARTING_PAIRS * block))
     parts = []
     starts = np.arange(0, size, block, dtype=np.int32)
     starts = np.pad(starts, (0, -len(starts) % mesh.size), constant_values=size)

@@ -9,17 +9,15 @@ queries whose average precisions must agree.
 
 import argparse
 import json
-import os
 import pathlib
-import resource
 import statistics
-import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import numpy as np
+from measuring import in_own_process, machine, peak_bytes, spread
 
 sys.path.insert(0, str(pathlib.Path(__file__).parents[2]))
 
@@ -93,11 +91,8 @@ def main() -> int:
 
 def alone(name: str, options: argparse.Namespace) -> dict[str, Any]:
     """Figures of a work from a process of its own."""
-    flags = ["repeats", "scale", "sample"]
-    command = [sys.executable, __file__, "--alone", name]
-    command += [part for flag in flags for part in (f"--{flag}", str(getattr(options, flag)))]
-    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
-    found = json.loads(done.stdout.splitlines()[-1])
+    flags = {flag: getattr(options, flag) for flag in ("repeats", "scale", "sample")}
+    found = in_own_process(__file__, name, flags)
     work = WORKS[name]
     cpu = found["device"]["platform"] == "cpu"
     found["goal_seconds"] = work.cpu_seconds if cpu else work.gpu_seconds
@@ -153,15 +148,10 @@ def measure(work: Work, options: argparse.Namespace) -> dict[str, Any]:
     scored.clear(), ranked.clear()
     for _ in range(options.repeats):
         once()
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    peak = peak_bytes()
     product = bare_product(work, options.repeats) if cpu else None
     found = {
-        "device": {
-            "platform": jax.default_backend(),
-            "kind": jax.devices()[0].device_kind,
-            "count": jax.device_count(),
-            "cores": os.cpu_count(),
-        },
+        "device": machine(),
         "sizes": work._asdict(),
         "first_call_seconds": first,
         "seconds": spread(whole),
@@ -290,11 +280,6 @@ def numpy_average_precision(
         if places.size:
             result[row] = np.mean(np.arange(1, places.size + 1) / places)
     return time.perf_counter() - start, result
-
-
-def spread(seconds: list[float]) -> dict[str, float]:
-    """Median, smallest and largest."""
-    return {"median": statistics.median(seconds), "min": min(seconds), "max": max(seconds)}
 
 
 def line(name: str, found: dict[str, Any]) -> str:
