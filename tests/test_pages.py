@@ -68,3 +68,17 @@ def test_the_page_of_evaluation_runs(tmp_path):
     like_market = ("dukemtmcreid", "msmt17", "msmt17_v1", "msmt17_v2", "personx", "manifest")
     alike = (*like_market, "market_like", "synthetic")
     assert [name for name in PROTOCOLS if name not in alike and f"`{name}`" not in page] == []
+
+
+def test_the_page_of_pseudo_labels_runs():
+    page = (DOCS / "pseudo_labels.md").read_text()
+    snippets = re.findall(r"```python\n(.*?)```", page, re.S)
+    assert len(snippets) == 2
+    done = subprocess.run(
+        [sys.executable, "-c", "\n".join(snippets)],
+        cwd=DOCS.parent,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert done.stdout.startswith("20 [0 0 0 0 0]") and done.stdout.splitlines()[-1] == "20"

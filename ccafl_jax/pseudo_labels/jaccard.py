@@ -15,7 +15,7 @@ import numpy as np
 from scipy import sparse
 
 from ccafl_jax.neighbors import reciprocal, reciprocal_on_devices
-from ccafl_jax.neighbors.similarity import FeatureScores, in_threads
+from ccafl_jax.neighbors.similarity import FeatureScores, check_features, in_threads, power_of_two
 from ccafl_jax.neighbors.top_k import joined, on_device, self_top_k
 from ccafl_jax.pseudo_labels import jaccard_on_devices, jaccard_on_host
 from ccafl_jax.ragged import ranges
@@ -110,8 +110,10 @@ class Jaccard:
         original = first[inverse.reshape(-1)].astype(np.int32)
         copy = np.flatnonzero(original != np.arange(len(self)))
         if len(copy):
+            # Of padded numbers, so that another number of copies compiles nothing.
+            padded = np.resize(copy, power_of_two(len(copy)))
             both = [
-                (np.asarray(x[copy]), np.asarray(x[original[copy]]))
+                tuple(np.asarray(x[rows])[: len(copy)] for rows in (padded, original[padded]))
                 for x in (self.indices, self.weights)
             ]
             same = np.all([(a == b).all(axis=1) for a, b in both], axis=0)
@@ -199,6 +201,7 @@ def jaccard(
     if neighbors is not None:
         _check_lists(neighbors, size, columns)
     if device:
+        check_features("cosine", image=features)
         provider = FeatureScores(features, features, "cosine")
         if neighbors is None:
             neighbors = self_top_k(
@@ -206,7 +209,7 @@ def jaccard(
             ).indices
         unit = provider.on_device()[0]
         return Jaccard(*reciprocal_on_devices.encode(neighbors, unit, **counts, progress=progress))
-    rows = joined("cosine", center=True, features=features)
+    rows = joined("cosine", center=True, image=features)
     if neighbors is None:
         # Of unit vectors the product orders like the distance and costs no bias.
         metric = "dot" if rows.center is None else "euclidean"

@@ -1,10 +1,13 @@
 import tracemalloc
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from ccafl_jax.neighbors import similarity
 from ccafl_jax.neighbors import top_k as module
 from ccafl_jax.neighbors.similarity import METRICS
 from ccafl_jax.neighbors.top_k import joined, largest, self_top_k, top_k
@@ -107,6 +110,59 @@ def test_top_k_of_a_gallery(metric, engine):
     # The distance of equal features is the root of a rounding error.
     tolerance = 4e-3 if metric == "euclidean" else 4e-6
     assert_neighbors(found, exact_scores(query, gallery, metric), 120, tolerance)
+
+
+@pytest.mark.parametrize("kind", ["grid", "coarse", "copies", "all equal", "later is better"])
+@pytest.mark.parametrize("k", [1, 7, 40])
+def test_groups_of_columns_on_devices(kind, k):
+    rng = np.random.default_rng(2)
+    gallery = np.round(8 * rng.standard_normal((3001, 4))) / 8  # whose products are exact
+    if kind == "coarse":
+        gallery = np.round(gallery)
+    elif kind == "copies":
+        gallery[rng.random(3001) < 0.5] = gallery[17]
+    elif kind == "all equal":
+        gallery[:] = gallery[0]
+    elif kind == "later is better":
+        gallery = np.arange(3001)[:, None] / 8 * np.ones(4)
+    query = np.concatenate([gallery[:9], gallery[17:18]])
+    assert module._group_size(3072, k) > 1
+    found = top_k(query.astype("f"), gallery.astype("f"), k, metric="dot", engine="device")
+    indices, best = oracle(query @ gallery.T, k)
+    np.testing.assert_array_equal(found.indices, indices)
+    np.testing.assert_array_equal(found.scores, best)
+
+
+def test_groups_balance_both_stages():
+    assert module._group_size(12_936, 30) == 16 and module._group_size(500_224, 30) == 128
+    assert module._group_size(256, 30) == 1  # too few columns for groups
+
+
+@pytest.mark.parametrize("devices", [1, 2, 8])
+def test_devices_change_nothing(monkeypatch, devices):
+    f = np.random.default_rng(3).standard_normal((301, 12)).astype(np.float32)
+    expected = top_k(f, f[:200], 5, engine="host")
+    every = jax.local_devices()
+    assert len(every) == 8
+    monkeypatch.setattr(jax, "local_devices", lambda *args, **options: every[:devices])
+    found = top_k(f, f[:200], 5, engine="device")
+    np.testing.assert_array_equal(found.indices, expected.indices)
+    np.testing.assert_allclose(found.scores, expected.scores, atol=1e-6)
+
+
+def test_lengths_of_features_on_an_accelerator(monkeypatch):
+    monkeypatch.setattr(similarity, "_on_accelerator", lambda features: True)
+    rng = np.random.default_rng(4)
+    f = rng.standard_normal((50, 8)).astype(np.float32)
+    f[3], f[4], f[5] = 0, 1e30, np.nan
+    divisor, center = rng.uniform(1, 2, 50).astype(np.float32), rng.standard_normal(8)
+    plain = similarity.squared_lengths(jnp.asarray(f))
+    np.testing.assert_allclose(plain, np.square(f.astype(np.float64)).sum(axis=1), rtol=1e-6)
+    moved = similarity.squared_lengths(jnp.asarray(f), divisor, center)
+    exact = np.square(f.astype(np.float64) / divisor[:, None] - center).sum(axis=1)
+    np.testing.assert_allclose(moved, exact, rtol=1e-5)
+    with pytest.raises(ValueError, match=r"1 of 50 features features are NaN .*row 5"):
+        similarity.check_features("dot", features=jnp.asarray(f))
 
 
 @settings(max_examples=25, deadline=None)

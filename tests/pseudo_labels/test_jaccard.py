@@ -267,7 +267,7 @@ def test_errors_say_what_is_wrong(engine, options, message):
 def test_features_that_are_none(engine, value):
     f = people(np.random.default_rng(15), 9)
     f[4] = value
-    with pytest.raises(ValueError, match=r"1 of 9 .*features are .*\(first: row 4\)"):
+    with pytest.raises(ValueError, match=r"1 of 9 image features are .*\(first: row 4\)"):
         jaccard(f, k1=4, k2=2, engine=engine)
     with pytest.raises(ValueError, match="features must be"):
         jaccard(f[:, 0], k1=4, k2=2, engine=engine)
