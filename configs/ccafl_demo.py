@@ -17,7 +17,7 @@ stage 3.
 
 import dataclasses
 
-from ml_collections import ConfigDict
+from ml_collections import ConfigDict, FieldReference
 
 from ccafl_jax.methods.ccafl.config import CCAFLConfig
 
@@ -55,7 +55,7 @@ def get_config(variant: str = "") -> ConfigDict:
     # share a camera, gives the association fewer and truer pairs to start from.
     config.association.method = "greedy_cc_cam"
     config.association.center_cameras = True
-    config.association.rate = 1.0
+    config.association.rate = FieldReference(1.0, object)  # "auto" is no number
     config.evaluation.every = 6
     if variant == "smoke":
         shorten(config)

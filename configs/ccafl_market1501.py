@@ -11,11 +11,13 @@ belong to configs/ccafl_market1501_release.py; this recipe has no published figu
 
 import dataclasses
 
-from ml_collections import ConfigDict
+from ml_collections import ConfigDict, FieldReference
 
 from ccafl_jax.methods.ccafl.config import CCAFLConfig
 
 
 def get_config() -> ConfigDict:
     """All options, at the defaults of the library."""
-    return ConfigDict(dataclasses.asdict(CCAFLConfig()))
+    config = ConfigDict(dataclasses.asdict(CCAFLConfig()))
+    config.association.rate = FieldReference(config.association.rate, object)  # "auto" is no number
+    return config

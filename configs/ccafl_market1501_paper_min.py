@@ -9,7 +9,7 @@ published for exactly this recipe.
 
 import dataclasses
 
-from ml_collections import ConfigDict
+from ml_collections import ConfigDict, FieldReference
 
 from ccafl_jax.methods.ccafl.config import CCAFLConfig
 
@@ -17,6 +17,7 @@ from ccafl_jax.methods.ccafl.config import CCAFLConfig
 def get_config() -> ConfigDict:
     """All options, reduced to the text and the figure."""
     config = ConfigDict(dataclasses.asdict(CCAFLConfig()))
+    config.association.rate = FieldReference(config.association.rate, object)  # "auto" is no number
     config.triplet.enabled = False
     config.ical.margin = 0.0
     config.ical.inflation = 0.0

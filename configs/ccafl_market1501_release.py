@@ -14,7 +14,7 @@ shifted by one token over "person", and the neck starts from running statistics 
 
 import dataclasses
 
-from ml_collections import ConfigDict
+from ml_collections import ConfigDict, FieldReference
 
 from ccafl_jax.methods.ccafl.config import CCAFLConfig
 
@@ -22,6 +22,7 @@ from ccafl_jax.methods.ccafl.config import CCAFLConfig
 def get_config() -> ConfigDict:
     """All options, with the released values."""
     config = ConfigDict(dataclasses.asdict(CCAFLConfig()))
+    config.association.rate = FieldReference(config.association.rate, object)  # "auto" is no number
     config.published = "mAP 90.1, rank-1 96.1, rank-5 98.6, rank-10 99.1"
     config.published_on = "market1501"
     config.optimizer.idle = "decay"

@@ -18,7 +18,7 @@ CLIP-ReID's two additions are options:
 
 import dataclasses
 
-from ml_collections import ConfigDict
+from ml_collections import ConfigDict, FieldReference
 
 from ccafl_jax.methods.ccafl.config import CCAFLConfig
 
@@ -26,6 +26,7 @@ from ccafl_jax.methods.ccafl.config import CCAFLConfig
 def get_config() -> ConfigDict:
     """All options, with CLIP-ReID's settings for ViT-B/16."""
     config = ConfigDict(dataclasses.asdict(CCAFLConfig()))
+    config.association.rate = FieldReference(config.association.rate, object)  # "auto" is no number
     config.augment.mean = config.augment.std = (0.5, 0.5, 0.5)
     config.model.tower = "vit"
     config.prompts.epochs = 120

@@ -17,7 +17,7 @@ it, and are left out of its summary.
 
 import dataclasses
 
-from ml_collections import ConfigDict
+from ml_collections import ConfigDict, FieldReference
 
 from ccafl_jax.methods.ccafl.config import CCAFLConfig
 
@@ -28,7 +28,7 @@ def get_config() -> ConfigDict:
     config.published = "mAP 58.9, rank-1 82.9, rank-5 90.7, rank-10 92.8"
     config.published_on = config.data.name = "msmt17_v1"
     config.sampler.classes, config.sampler.images = 32, 8
-    config.association.rate = 1.3
+    config.association.rate = FieldReference(1.3, object)  # "auto" is no number
     config.icdl.w = 0.0
     config.schedule.text_start = 40.0
     config.schedule.ical_start, config.schedule.ical_end = 40.0, 60.0

@@ -4,44 +4,33 @@ Runs on the host in float64, so that the order of near-tied pairs does not depen
 accelerator. One identity can have at most one partner in every other camera.
 """
 
-import dataclasses
-from collections.abc import Iterator
+import numbers
+from collections.abc import Callable, Iterable, Iterator
 
 import numpy as np
 from scipy.sparse import coo_array, csgraph
 
+from ccafl_jax.options import require_choice
+from ccafl_jax.pseudo_labels.class_pairs import by_camera, closest_pairs, tiles
+from ccafl_jax.pseudo_labels.labels import Labels, in_order_of_members
+from ccafl_jax.pseudo_labels.overlap import PairCount
+from ccafl_jax.pseudo_labels.quality import b_cubed, nmi
+
 METHODS = ("greedy_cc", "greedy_cc_cam")
-
-_BLOCK = 512  # classes per block of the similarity matrix
-_DECIMALS = 12  # of a distance: below it, matrix products of equal features may differ
-
-
-@dataclasses.dataclass(frozen=True)
-class Association:
-    """Result of `associate`.
-
-    Attributes:
-      labels: int32[classes], cluster of each class, numbered from 0 in the order of their
-        smallest class; -1 for a class without partner.
-      num_clusters: number of clusters.
-      edges: int32[accepted, 2], accepted pairs (a < b) in the order of acceptance.
-      candidates: number of pairs that were examined.
-    """
-
-    labels: np.ndarray
-    num_clusters: int
-    edges: np.ndarray
-    candidates: int
+AUTO = "auto"
+"""The rate that stands for an estimate of the number of true pairs."""
 
 
 def associate(
     x: np.ndarray,
     cam_of: np.ndarray,
     *,
-    rate: float | None = None,
+    rate: float | str | None = None,
     budget: int | None = None,
     method: str = "greedy_cc",
-) -> Association:
+    mutual: int = 0,
+    max_distance: float = 4.0,
+) -> Labels:
     """Links the closest classes of different cameras and takes the connected components.
 
     Pairs of classes of different cameras are examined by ascending distance (ties by class
@@ -51,117 +40,109 @@ def associate(
     Args:
       x: float[classes, dim], class means or centroids; normalised here.
       cam_of: int[classes], camera of each class.
-      rate: budget as a multiple of the number of classes.
+      rate: budget as a multiple of the number of classes; "auto" makes the budget the number of
+        true pairs as `overlap.estimate_pairs` estimates it.
       budget: number of pairs to examine; give this or `rate`.
       method: "greedy_cc" as described, which may join two classes of one camera over a third;
         "greedy_cc_cam" also refuses a pair whose components share a camera.
+      mutual: k above 0 examines only pairs of which each class is among the k nearest of its
+        camera to the other; all classes as near as the k-th count. 0 examines all.
+      max_distance: largest squared Euclidean distance of unit vectors that is examined; 4 is no
+        limit.
 
     Returns:
-      The association.
+      `Labels` of the classes, with edges; diagnostics are `candidates`, the pairs examined, and
+      `budget`.
 
     Raises:
-      ValueError: NaN or infinite features, mismatched shapes, or not exactly one of rate and
-        budget, or an unknown method.
+      ValueError: NaN or infinite features, mismatched shapes, not exactly one of rate and budget,
+        options out of range, or an unknown method.
 
-    Source: CCAFL as released, after Precise-ICS (Wang et al.), Sec. 3.3.
+    Source: CCAFL as released, after Precise-ICS (Wang et al.), Sec. 3.3; "auto", `mutual` and
+      `max_distance` are ours.
     """
-    x, cam_of = np.asarray(x, np.float64), np.asarray(cam_of)
-    _check(x, cam_of, rate, budget, method)
-    budget = int(rate * len(x)) if budget is None else int(budget)
-    pairs = _closest_pairs(x, cam_of, max(budget, 0))
-    accept = _accept_one_partner if method == "greedy_cc" else _accept_disjoint_cameras
-    edges = np.array(list(accept(pairs, cam_of)), np.int32).reshape(-1, 2)
-    labels, num_clusters = _components(edges, len(x))
-    return Association(labels, num_clusters, edges, len(pairs))
-
-
-def diagnostics(
-    association: Association, pid_of: np.ndarray, cam_of: np.ndarray
-) -> dict[str, float | int]:
-    """Quality of an association against the true identities, which nothing else may see.
-
-    Args:
-      association: result of `associate`.
-      pid_of: int[classes], true identity of each class.
-      cam_of: int[classes], camera of each class.
-
-    Returns:
-      accepted, correct: accepted pairs, and those of one identity; precision, recall: correct
-      over accepted and over true_pairs (0 where undefined); true_pairs: pairs of classes of one
-      identity; clusters: their number; outlier_share: share of classes without cluster;
-      pure_share: share of clusters that hold one identity; same_camera_clusters: clusters with
-      two classes of one camera.
-    """
-    pid_of, cam_of = np.asarray(pid_of), np.asarray(cam_of)
-    labels, edges = association.labels, association.edges
-    correct = int(np.sum(pid_of[edges[:, 0]] == pid_of[edges[:, 1]]))
-    classes_of_pid = np.unique(pid_of, return_counts=True)[1].astype(np.int64)
-    true_pairs = int(np.sum(classes_of_pid * (classes_of_pid - 1) // 2))
-    clusters = association.num_clusters
-    inside = labels >= 0
-    pids_in = np.unique(np.stack([labels[inside], pid_of[inside]]), axis=1)[0]
-    members = np.bincount(labels[inside], minlength=clusters)
-    cameras_in = np.unique(np.stack([labels[inside], cam_of[inside]]), axis=1)[0]
-    pure = int(np.sum(np.bincount(pids_in, minlength=clusters) == 1))
-    return {
-        "accepted": len(edges),
-        "correct": correct,
-        "precision": correct / max(len(edges), 1),
-        "recall": correct / max(true_pairs, 1),
-        "true_pairs": true_pairs,
-        "clusters": clusters,
-        "outlier_share": float(np.mean(~inside)) if len(labels) else 0.0,
-        "pure_share": pure / max(clusters, 1),
-        "same_camera_clusters": int(np.sum(members > np.bincount(cameras_in, minlength=clusters))),
-    }
-
-
-def _check(
-    x: np.ndarray, cam_of: np.ndarray, rate: float | None, budget: int | None, method: str
-) -> None:
-    if method not in METHODS:
-        raise ValueError(f"method is {method!r}; expected one of {', '.join(METHODS)}")
+    require_choice("method", method, METHODS)
     if (rate is None) == (budget is None):
         raise ValueError(f"rate is {rate} and budget is {budget}; give exactly one of them")
-    if x.ndim != 2 or cam_of.shape != x.shape[:1]:
-        raise ValueError(
-            f"x has shape {x.shape} and cam_of {cam_of.shape}; "
-            "expected [classes, dim] and [classes]"
-        )
-    bad = np.flatnonzero(~np.isfinite(x).all(axis=1))
-    if len(bad):
-        raise ValueError(
-            f"features of {len(bad)} classes (first: {bad[0]}) hold NaN or infinity; expected "
-            "finite numbers: the training has diverged or a class has no image"
-        )
+    check_rate(0 if rate is None else rate)
+    x, cam_of = _checked(x, cam_of)
+    _check_limits(mutual, max_distance, least=0)
+    cameras = by_camera(x, cam_of)
+    found, count = tiles(cameras), None
+    if rate == AUTO:
+        count = PairCount(cameras)
+        found = count.watch(tiles(cameras, own=True))
+        # No more pairs than this are ever estimated, so one walk over the tiles does.
+        budget = _most_matches([len(camera.classes) for camera in cameras])
+    elif budget is None:
+        budget = int(rate * len(x))
+    pairs = closest_pairs(
+        found, cameras, most=max(int(budget), 0), mutual=mutual, max_distance=max_distance
+    )
+    if count is not None:
+        budget = count.estimate()
+        pairs = pairs[:budget]
+    accept = accept_one_partner if method == "greedy_cc" else accept_disjoint_cameras
+    return linked(pairs, cam_of, accept, budget=max(int(budget), 0))
 
 
-def _closest_pairs(x: np.ndarray, cam_of: np.ndarray, budget: int) -> np.ndarray:
-    """The `budget` closest pairs a < b of different cameras, int[pairs, 2], closest first."""
-    x = x / np.maximum(np.linalg.norm(x, axis=1, keepdims=True), 1e-12)
-    n = len(x)
-    best_d, best_a, best_b = np.empty(0), np.empty(0, np.int64), np.empty(0, np.int64)
-    for start in range(0, n if budget else 0, _BLOCK):
-        stop = min(start + _BLOCK, n)
-        distance = np.round(2 - 2 * (x[start:stop] @ x[start:].T), _DECIMALS)
-        allowed = cam_of[start:stop, None] != cam_of[None, start:]
-        allowed &= np.arange(start, stop)[:, None] < np.arange(start, n)[None, :]
-        if len(best_d) == budget:
-            allowed &= distance <= best_d.max()
-        a, b = np.nonzero(allowed)
-        best_d = np.concatenate([best_d, distance[a, b]])
-        best_a, best_b = np.concatenate([best_a, a + start]), np.concatenate([best_b, b + start])
-        if len(best_d) > budget:
-            # All pairs as close as the last one in the budget, then the first by class index.
-            limit = np.partition(best_d, budget - 1)[budget - 1]
-            near = np.flatnonzero(best_d <= limit)
-            near = near[np.lexsort((best_b[near], best_a[near], best_d[near]))[:budget]]
-            best_d, best_a, best_b = best_d[near], best_a[near], best_b[near]
-    order = np.lexsort((best_b, best_a, best_d))
-    return np.stack([best_a[order], best_b[order]], axis=1)
+def mutual_nearest(
+    x: np.ndarray, cam_of: np.ndarray, *, nearest: int = 1, max_distance: float = 4.0
+) -> Labels:
+    """Links all mutual nearest classes of different cameras and takes the connected components.
+
+    Args:
+      x: float[classes, dim], class means or centroids; normalised here.
+      cam_of: int[classes], camera of each class.
+      nearest: k, a pair is linked if each class is among the k nearest of its camera to the
+        other; all classes as near as the k-th count.
+      max_distance: largest squared Euclidean distance of a pair; 4 is no limit.
+
+    Returns:
+      `Labels` of the classes, with edges, closest first; diagnostics are `candidates`. A cluster
+      may hold several classes of one camera.
+
+    Raises:
+      ValueError: NaN or infinite features, mismatched shapes, or options out of range.
+
+    Source: a published variation of CCAFL's association (specification 3.3, `mnn`).
+    """
+    x, cam_of = _checked(x, cam_of)
+    _check_limits(nearest, max_distance, least=1)
+    cameras = by_camera(x, cam_of)
+    pairs = closest_pairs(tiles(cameras), cameras, mutual=nearest, max_distance=max_distance)
+    return linked(pairs, cam_of)
 
 
-def _accept_one_partner(pairs: np.ndarray, cam_of: np.ndarray) -> Iterator[tuple[int, int]]:
+def linked(
+    pairs: np.ndarray,
+    cam_of: np.ndarray,
+    accept: Callable[[np.ndarray, np.ndarray], Iterable[tuple[int, int]]] | None = None,
+    **figures: float,
+) -> Labels:
+    """The connected components of pairs of classes.
+
+    Args:
+      pairs: int[pairs, 2], a < b, in the order of examination.
+      cam_of: int[classes].
+      accept: picks those that are accepted; all are when None.
+      **figures: further diagnostics.
+
+    Returns:
+      `Labels`; classes without an accepted pair are outliers.
+    """
+    edges = pairs if accept is None else list(accept(pairs, cam_of))
+    edges = np.asarray(edges, np.int32).reshape(-1, 2)
+    graph = coo_array((np.ones(len(edges), bool), edges.T), (len(cam_of), len(cam_of)))
+    component = csgraph.connected_components(graph, directed=False)[1]
+    inside = np.zeros(len(cam_of), bool)
+    inside[edges] = True
+    labels = in_order_of_members(component, inside)
+    clusters = int(labels.max(initial=-1)) + 1
+    return Labels(labels, clusters, {"candidates": len(pairs), **figures}, edges)
+
+
+def accept_one_partner(pairs: np.ndarray, cam_of: np.ndarray) -> Iterator[tuple[int, int]]:
     """Accepts a pair if neither class has a partner in the other's camera."""
     partner_cameras: list[set] = [set() for _ in cam_of]
     camera = cam_of.tolist()
@@ -172,7 +153,7 @@ def _accept_one_partner(pairs: np.ndarray, cam_of: np.ndarray) -> Iterator[tuple
             yield a, b
 
 
-def _accept_disjoint_cameras(pairs: np.ndarray, cam_of: np.ndarray) -> Iterator[tuple[int, int]]:
+def accept_disjoint_cameras(pairs: np.ndarray, cam_of: np.ndarray) -> Iterator[tuple[int, int]]:
     """Accepts a pair if the components of its classes share no camera.
 
     This includes the rule of one partner per camera: a partner is part of the component.
@@ -194,16 +175,92 @@ def _accept_disjoint_cameras(pairs: np.ndarray, cam_of: np.ndarray) -> Iterator[
             yield a, b
 
 
-def _components(edges: np.ndarray, num_classes: int) -> tuple[np.ndarray, int]:
-    """Connected components with at least one edge, numbered by their smallest class."""
-    ones = np.ones(len(edges), np.int8)
-    graph = coo_array((ones, (edges[:, 0], edges[:, 1])), (num_classes, num_classes))
-    component = csgraph.connected_components(graph, directed=False)[1]
-    linked = np.unique(edges)
-    labels = np.full(num_classes, -1, np.int32)
-    # Numbers by first appearance among the linked classes, which np.unique lists in order.
-    _, first, inverse = np.unique(component[linked], return_index=True, return_inverse=True)
-    rank = np.empty(len(first), np.int32)
-    rank[np.argsort(first)] = np.arange(len(first), dtype=np.int32)
-    labels[linked] = rank[inverse]
-    return labels, len(first)
+def diagnostics(
+    association: Labels, pid_of: np.ndarray, cam_of: np.ndarray
+) -> dict[str, float | int]:
+    """Quality of an association against the true identities, which nothing else may see.
+
+    Args:
+      association: labels of the classes.
+      pid_of: int[classes], true identity of each class.
+      cam_of: int[classes], camera of each class.
+
+    Returns:
+      accepted, correct: accepted pairs, and those of one identity; precision, recall: correct
+      over accepted and over true_pairs (0 where undefined); these four only where the method
+      decides pair by pair. true_pairs: pairs of classes of one identity; clusters: their number;
+      outlier_share: share of classes without cluster; pure_share: share of clusters that hold one
+      identity; same_camera_clusters: clusters with two classes of one camera; b_cubed_f, nmi:
+      agreement of clusters and identities over the classes, outliers as clusters of their own
+      (see `quality`).
+    """
+    pid_of, cam_of = np.asarray(pid_of), np.asarray(cam_of)
+    labels, clusters = association.labels, association.num_clusters
+    classes_of_pid = np.unique(pid_of, return_counts=True)[1].astype(np.int64)
+    true_pairs = int(np.sum(classes_of_pid * (classes_of_pid - 1) // 2))
+    figures = {}
+    if association.edges is not None:
+        a, b = association.edges.T
+        correct = int(np.sum(pid_of[a] == pid_of[b]))
+        figures = {
+            "accepted": len(a),
+            "correct": correct,
+            "precision": correct / max(len(a), 1),
+            "recall": correct / max(true_pairs, 1),
+        }
+    inside = labels >= 0
+    pids_in = np.unique(np.stack([labels[inside], pid_of[inside]]), axis=1)[0]
+    members = np.bincount(labels[inside], minlength=clusters)
+    cameras_in = np.unique(np.stack([labels[inside], cam_of[inside]]), axis=1)[0]
+    pure = int(np.sum(np.bincount(pids_in, minlength=clusters) == 1))
+    return figures | {
+        "true_pairs": true_pairs,
+        "clusters": clusters,
+        "outlier_share": float(np.mean(~inside)) if len(labels) else 0.0,
+        "pure_share": pure / max(clusters, 1),
+        "same_camera_clusters": int(np.sum(members > np.bincount(cameras_in, minlength=clusters))),
+        "b_cubed_f": b_cubed(labels, pid_of).f,
+        "nmi": nmi(labels, pid_of),
+    }
+
+
+def check_rate(rate: float | str) -> None:
+    """Raises ValueError unless a rate is "auto" or a number of 0 or more."""
+    number = isinstance(rate, numbers.Real) and not isinstance(rate, bool)
+    if rate != AUTO and not (number and 0 <= rate < float("inf")):
+        raise ValueError(
+            f"rate is {rate!r}; expected a number of candidate pairs per class or {AUTO!r}"
+        )
+
+
+def _checked(x: np.ndarray, cam_of: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    x, cam_of = np.asarray(x), np.asarray(cam_of)
+    if x.ndim != 2 or cam_of.shape != x.shape[:1]:
+        raise ValueError(
+            f"x has shape {x.shape} and cam_of {cam_of.shape}; "
+            "expected [classes, dim] and [classes]"
+        )
+    bad = np.flatnonzero(~np.isfinite(x).all(axis=1))
+    if len(bad):
+        raise ValueError(
+            f"features of {len(bad)} classes (first: {bad[0]}) hold NaN or infinity; expected "
+            "finite numbers: the training has diverged or a class has no image"
+        )
+    return x, cam_of
+
+
+def _check_limits(nearest: int, max_distance: float, *, least: int) -> None:
+    if not isinstance(nearest, numbers.Integral) or nearest < least:
+        name = "nearest" if least else "mutual"
+        raise ValueError(f"{name} is {nearest}; expected a whole number of {least} or more")
+    if not max_distance >= 0:
+        raise ValueError(
+            f"max_distance is {max_distance}; expected a squared distance of unit vectors, 0..4"
+        )
+
+
+def _most_matches(sizes: list[int]) -> int:
+    """Pairs of different cameras, if every class has a partner in each where there is one."""
+    sizes = sorted(sizes)
+    # The i-th smallest camera is the smaller one of each pair with a later one.
+    return sum(size * (len(sizes) - 1 - i) for i, size in enumerate(sizes))

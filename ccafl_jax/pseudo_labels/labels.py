@@ -104,6 +104,7 @@ def options_taken(
     if idle:
         raise ValueError(
             f"{function.__name__} takes no option {idle[0]}; it takes "
-            f"{', '.join(sorted(names & options.keys())) or 'none of them'}"
+            f"{', '.join(sorted(names & options.keys())) or 'none of them'}; set {idle[0]} to "
+            f"{defaults[idle[0]]!r}, its default"
         )
     return {key: value for key, value in options.items() if key in names}

@@ -122,6 +122,14 @@ def association(config):
     return found.labels
 
 
+def association_of_people(config):
+    """Four identities under each of three cameras, told apart by most of their images."""
+    rng = np.random.default_rng(3)
+    label = np.repeat(np.arange(CLASSES), 6)
+    features = unit(rng, 4, DIM)[label % 4] + 0.9 * unit(rng, len(label), DIM)
+    return memories.associate_features(features, label, CAM_OF, config.association).labels
+
+
 def renewals(config):
     """Epochs of stage 3 in which the association is renewed."""
     renewed = []
@@ -291,6 +299,14 @@ OPTIONS = {
     "ical.scale": (8.0, inter),
     "association.method": ("greedy_cc_cam", association),
     "association.rate": (0.4, association),
+    "association.mutual": (1, association),
+    "association.max_distance": (0.5, association),
+    "association.nearest": (2, association),
+    "association.k1": (12, association_of_people),
+    "association.k2": (2, association_of_people),
+    "association.group_distance": (0.2, association_of_people),
+    "association.eps": (0.3, association_of_people),
+    "association.min_samples": (20, association_of_people),
     "association.every": (3, renewals),
     "association.center_cameras": (True, association),
     "evaluation.no_match": ("zero", evaluation),
@@ -299,6 +315,15 @@ SPECIAL = {
     "model.camera_scale": {"camera_embedding": True},
     # A border of 5 epochs is no fraction, so the borders change with the unit.
     "schedule.unit": {"intra_epochs": 0.1, "text_start": 0.2, "ical_start": 0.5, "ical_end": 1.0},
+}
+# Options of methods that are not the default.
+METHOD_OF = {
+    "association.nearest": "mnn",
+    "association.k1": "greedy_groups",
+    "association.k2": "greedy_groups",
+    "association.group_distance": "greedy_groups",
+    "association.eps": "dbscan",
+    "association.min_samples": "dbscan",
 }
 DEFAULT = dataclasses.replace(
     CCAFLConfig(),
@@ -312,6 +337,8 @@ DEFAULT = dataclasses.replace(
 def changed(path, value):
     group, _, name = path.rpartition(".")
     values = {name: value} | SPECIAL.get(path, {})
+    if path in METHOD_OF:
+        values["method"] = METHOD_OF[path]
     nested = dataclasses.asdict(DEFAULT)
     (nested[group] if group else nested).update(values)
     return from_mapping(CCAFLConfig, nested)
@@ -332,7 +359,8 @@ def test_the_table_is_complete():
 @pytest.mark.parametrize("path", sorted(OPTIONS))
 def test_option_changes_a_result(path):
     value, probe = OPTIONS[path]
-    before, after = probe(DEFAULT), probe(changed(path, value))
+    default = changed("association.method", METHOD_OF[path]) if path in METHOD_OF else DEFAULT
+    before, after = probe(default), probe(changed(path, value))
     if isinstance(before, np.ndarray) and before.shape == after.shape:
         assert np.abs(before.astype(float) - after).max() > 1e-6
     elif isinstance(before, np.ndarray):
@@ -354,7 +382,21 @@ def test_option_is_accepted(path):
         ("schedule.intra_epochs", 2.5, "must be a whole epoch"),
         ("icdl.w", 1.5, "must lie between 0 and 1"),
         ("model.compute_dtype", "float16", "must be one of float32, bfloat16"),
-        ("association.rate", 0.0, "rate must be positive"),
+        ("association.rate", 0.0, r"rate is 0.0, must be a number above 0 .* or auto"),
+        ("association.rate", "fast", r"rate is 'fast', must be a number above 0 .* or auto"),
+        ("association.rate", float("nan"), "rate is nan, must be a number above 0"),
+        ("association.rate", True, "rate is True, must be a number above 0"),
+        ("association.mutual", -1, "mutual must be 0"),
+        ("association.max_distance", 4.5, "max_distance is 4.5, must lie above 0 and up to 4"),
+        ("association.nearest", 0, "nearest must be at least 1"),
+        ("association.k1", 5, "k2 must be at least 1 and at most k1"),
+        ("association.k2", 0, "k2 must be at least 1 and at most k1"),
+        ("association.group_distance", 0.0, "group_distance is 0.0, must lie between 0 and 1"),
+        ("association.eps", 1.0, "eps is 1.0, must lie between 0 and 1"),
+        ("association.min_samples", 0, "min_samples and every must be positive"),
+        ("association.every", 0, "min_samples and every must be positive"),
+        ("association.method", "gredy_cc", "did you mean greedy_cc"),
+        ("association.method", "kmeans", "known are dbscan, greedy_cc, greedy_cc_cam, greedy_gr"),
         ("prompts.prefix_tokens", 7, "prefix_tokens must be 4, 5 or 6"),
         ("model.tower", "mixer", "must be one of"),
         ("data.val_fraction", 1.0, "must be at least 0 and below 1"),

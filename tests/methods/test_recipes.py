@@ -3,6 +3,7 @@
 import importlib.util
 import operator
 import pathlib
+import sys
 
 import pytest
 
@@ -26,6 +27,22 @@ def recipe(name):
 @pytest.mark.parametrize("name", sorted(path.stem for path in CONFIGS.glob("ccafl_*.py")))
 def test_recipe_is_complete(name):
     assert isinstance(recipe(name), CCAFLConfig)
+
+
+@pytest.mark.parametrize("name", sorted(path.stem for path in CONFIGS.glob("ccafl_*.py")))
+def test_rate_is_a_number_or_auto_on_the_command_line(name, monkeypatch):
+    monkeypatch.syspath_prepend(CONFIGS.parent / "scripts")
+    command = importlib.import_module("command")
+
+    def read(value):
+        path, option = str(CONFIGS / f"{name}.py"), f"--config.association.rate={value}"
+        monkeypatch.setattr(sys, "argv", ["train.py", "--config", path, option])
+        return from_mapping(CCAFLConfig, command.read_config(path, [option]).to_dict())
+
+    assert read("auto").association.rate == "auto"
+    assert read("1.25").association.rate == 1.25
+    with pytest.raises(ValueError, match=r"rate is 'often', must be a number above 0 .* or auto"):
+        read("often")
 
 
 PUBLISHED = {
@@ -83,6 +100,10 @@ COMMON = {
     "schedule.intra_epochs": 5.0,
     "prompts.epochs": 60,
     "data.val_fraction": 0.0,
+    "association.method": "greedy_cc",
+    "association.mutual": 0,
+    "association.max_distance": 4.0,
+    "association.center_cameras": False,
 }
 CLEAN = {
     "optimizer.idle": "hold",

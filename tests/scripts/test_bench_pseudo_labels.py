@@ -16,9 +16,9 @@ def test_small_numbers(tmp_path):
     page.write_text("<!-- pseudo_labels_cpu table -->\n<!-- end of pseudo_labels_cpu table -->\n")
     works = ["market1501", "half_million", "association"]
     sizes = ["--scale", "0.02", "--repeats", "1", "--sample", "20"]
+    files = ["--json", str(figures), "--docs", str(page)]
     done = subprocess.run(
-        [sys.executable, "scripts/bench/pseudo_labels.py", *sizes, "--works", *works]
-        + ["--json", str(figures), "--docs", str(page)],
+        [sys.executable, "scripts/bench/pseudo_labels.py", *sizes, *files, "--works", *works],
         cwd=ROOT,
         capture_output=True,
         text=True,

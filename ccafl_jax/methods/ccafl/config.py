@@ -6,11 +6,16 @@ line in a file under configs/.
 """
 
 import dataclasses
+import functools
+from collections.abc import Callable
 
 from ccafl_jax.data.augment import AugmentConfig
 from ccafl_jax.data.layouts import LAYOUTS
 from ccafl_jax.data.opening import SOURCES
 from ccafl_jax.options import require, require_choice
+from ccafl_jax.pseudo_labels.associations import ASSOCIATIONS
+from ccafl_jax.pseudo_labels.cross_camera import AUTO
+from ccafl_jax.pseudo_labels.labels import Labels, labeller, options_taken
 
 STAGES = ("prompts", "intra", "inter")
 
@@ -295,24 +300,69 @@ class ICALConfig:
 
 @dataclasses.dataclass(frozen=True)
 class AssociationConfig:
-    """Cross-camera association of classes (specification 3).
+    """Cross-camera association of classes (specification 3; docs/ccafl.md has a table).
 
     Attributes:
-      method: `greedy_cc` (published) or `greedy_cc_cam`, which also refuses to join components
-        that share a camera.
-      rate: candidate pairs per class.
+      method: `greedy_cc` (published); `greedy_cc_cam`, which also refuses to join components that
+        share a camera; `mnn`, `greedy_groups`, `dbscan`; or `package.module:function` of your own.
+      rate: candidate pairs per class, or `auto`: as many pairs as are estimated to be true.
+      mutual: k above 0 leaves only candidates that are mutually among the k nearest classes.
+      max_distance: largest squared distance of two class means, 0..4.
+      nearest: k of the mutual nearest classes that `mnn` links.
+      k1, k2: neighbours of the Jaccard distance of images.
+      group_distance: Jaccard distance below which `greedy_groups` merges classes.
+      eps, min_samples: Jaccard distance and core size of `dbscan`.
       every: epochs between two associations in stage 3.
-      center_cameras: subtract each camera's mean feature before the class means are taken.
+      center_cameras: subtract each camera's mean feature before anything else.
     """
 
     method: str = "greedy_cc"
-    rate: float = 1.7
+    rate: float | str = 1.7
+    mutual: int = 0
+    max_distance: float = 4.0
+    nearest: int = 1
+    k1: int = 30
+    k2: int = 6
+    group_distance: float = 0.4
+    eps: float = 0.6
+    min_samples: int = 4
     every: int = 1
     center_cameras: bool = False
 
     def __post_init__(self):
-        require_choice("method", self.method, ("greedy_cc", "greedy_cc_cam"))
-        require(self.rate > 0 and self.every >= 1, "rate must be positive and every at least 1")
+        is_number = isinstance(self.rate, int | float) and self.rate is not True
+        require(
+            self.rate == AUTO or (is_number and 0 < self.rate < float("inf")),
+            f"rate is {self.rate!r}, must be a number above 0 (candidate pairs per class) or auto",
+        )
+        require(self.mutual >= 0, "mutual must be 0 (off) or a number of classes")
+        require(
+            0 < self.max_distance <= 4,
+            f"max_distance is {self.max_distance}, must lie above 0 and up to 4 (no limit)",
+        )
+        require(self.nearest >= 1, "nearest must be at least 1")
+        require(1 <= self.k2 <= self.k1, "k2 must be at least 1 and at most k1")
+        for name in ("group_distance", "eps"):
+            value = getattr(self, name)
+            require(0 < value < 1, f"{name} is {value}, must lie between 0 and 1")
+        require(self.min_samples >= 1 and self.every >= 1, "min_samples and every must be positive")
+        if ":" not in self.method:  # a function of the user's own is looked for when a run starts
+            self.function()
+
+    def function(self) -> Callable[..., Labels]:
+        """The association with its options, a function of features, label and cam_of.
+
+        Raises:
+          ValueError: no such method, or an option was changed that it does not take.
+        """
+        function = labeller(self.method, ASSOCIATIONS)
+        defaults = {
+            field.name: field.default
+            for field in dataclasses.fields(self)
+            if field.name not in ("method", "every", "center_cameras")
+        }
+        options = {name: getattr(self, name) for name in defaults}
+        return functools.partial(function, **options_taken(function, options, defaults))
 
 
 @dataclasses.dataclass(frozen=True)

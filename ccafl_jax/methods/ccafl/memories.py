@@ -11,7 +11,7 @@ from ccafl_jax.memory import class_means, draw_instances, init_centroids, init_i
 from ccafl_jax.methods.ccafl.config import AssociationConfig, CCAFLConfig
 from ccafl_jax.methods.ccafl.phases import Context, Phase
 from ccafl_jax.numerics import NEG, einsum, l2_normalize
-from ccafl_jax.pseudo_labels.cross_camera import Association, associate
+from ccafl_jax.pseudo_labels.labels import Labels
 from ccafl_jax.training.state import FlatDict
 
 
@@ -33,25 +33,41 @@ def associate_features(
     label: np.ndarray,
     cam_of: np.ndarray,
     config: AssociationConfig,
-) -> Association:
-    """Cross-camera association of classes from image features (specification 3.1).
+) -> Labels:
+    """Cross-camera association of classes from image features (specification 3).
 
     Args:
       features: float[images, dim], L2-normalised.
       label: int[images], accumulated class.
       cam_of: int[classes].
-      config: method, rate, centring.
+      config: method, its options, centring.
+
+    Returns:
+      `Labels` of the classes.
+
+    Raises:
+      ValueError: what the method raises, or a function of the user's own does not return that.
     """
-    classes = cam_of.shape[0]
     if config.center_cameras:
         cameras = int(cam_of.max()) + 1
         camid = jnp.asarray(cam_of)[jnp.asarray(label)]
         means, _ = class_means(features, camid, cameras)
         features = l2_normalize(features - means[camid])
-    means, _ = class_means(features, jnp.asarray(label), classes)
-    return associate(
-        np.asarray(l2_normalize(means)), cam_of, rate=config.rate, method=config.method
-    )
+    found = config.function()(features, label, cam_of)
+    if not isinstance(found, Labels):
+        raise ValueError(
+            f"association.method {config.method} returned {type(found).__name__}; expected "
+            "ccafl_jax.pseudo_labels.Labels"
+        )
+    labels, classes = np.asarray(found.labels), len(cam_of)
+    numbers = np.unique(labels[labels >= 0]) if labels.dtype.kind in "iu" else None
+    if labels.shape != (classes,) or not np.array_equal(numbers, np.arange(found.num_clusters)):
+        raise ValueError(
+            f"association.method {config.method} returned {labels.dtype} labels of shape "
+            f"{labels.shape}; expected a whole number for each of the {classes} classes: clusters "
+            f"0..{found.num_clusters - 1} (num_clusters - 1) without gaps, or -1"
+        )
+    return found
 
 
 def batch_plan(

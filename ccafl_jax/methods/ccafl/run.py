@@ -90,6 +90,7 @@ class Run:
         workdir: the run folder.
         held_out: records of `images.val`; the training set is without them.
         """
+        config.association.function()  # a name that cannot be found is told before any work
         self.config = config
         self.dataset = dataset
         self.workdir = workdir
