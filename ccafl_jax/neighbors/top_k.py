@@ -36,6 +36,7 @@ from ccafl_jax.progress import progress_bar
 
 _GROUP = 32  # columns whose maximum stands for all of them
 _TILE = 4096  # columns of one product of a set with itself; it has half as many rows
+_LEAST_TILE = 1024  # unless the set is smaller
 _TILE_GROUP = 64
 _CROWDED = 8  # groups of a tile from which on the whole line is searched
 _DEVICE_ELEMENTS = 2**28
@@ -290,7 +291,9 @@ class _SelfSearch:
         n = len(f)
         _check_k(k, n)
         self.f, self.k, self.metric, self.squares = f, k, metric, squares
-        self.tile = min(_TILE, round_up(n, 2 * _TILE_GROUP))
+        # Tiles of an eighth of the set waste little on padding and on the diagonal.
+        eighth = max(n // 8, _LEAST_TILE)
+        self.tile = min(_TILE, *(round_up(size, 2 * _TILE_GROUP) for size in (n, eighth)))
         bias = np.zeros(n)
         if self.by_distance:
             bias = 0.0 - 0.5 * squares
