@@ -31,7 +31,7 @@ def test_every_short_name_is_a_function_that_labels(name):
 
 
 def test_an_import_path_names_a_function_of_ones_own():
-    function = labeller("tests.pseudo_labels.test_labels:halves")
+    function = labeller("tests.pseudo_labels.test_labellers:halves")
     assert function is not None and function(np.zeros(4)).labels.tolist() == [0, 0, 1, 1]
 
 
