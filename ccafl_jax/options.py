@@ -1,4 +1,4 @@
-"""Nested frozen dataclasses from nested mappings, with errors that name the nearest known key."""
+"""Nested frozen dataclasses to and from nested mappings; errors name the nearest known key."""
 
 import dataclasses
 import difflib
@@ -33,6 +33,30 @@ def from_mapping(cls: type[T], values: Mapping[str, Any], *, where: str = "confi
         return cls(**arguments)
     except ValueError as error:
         raise ValueError(f"{where}: {error}") from None
+
+
+def to_config(options: Any) -> Any:
+    """The `ConfigDict` of a dataclass, whose options keep to their types.
+
+    Args:
+      options: an instance of a dataclass that `from_mapping` builds.
+
+    Returns:
+      `ml_collections.ConfigDict`. Options of several types, such as `float | str`, take any value
+      here; the dataclass checks it.
+    """
+    from ml_collections import ConfigDict, FieldReference
+
+    config = ConfigDict()
+    hints = typing.get_type_hints(type(options))
+    for field in dataclasses.fields(options):
+        value = getattr(options, field.name)
+        if dataclasses.is_dataclass(value):
+            value = to_config(value)
+        elif typing.get_origin(hints[field.name]) in (typing.Union, types.UnionType):
+            value = FieldReference(value, object)
+        config[field.name] = value
+    return config
 
 
 def require(condition: bool, message: str) -> None:

@@ -15,18 +15,17 @@ windows keep their order. The classifier learns ten times as fast, so that ICAL 
 stage 3.
 """
 
-import dataclasses
-
-from ml_collections import ConfigDict, FieldReference
+from ml_collections import ConfigDict
 
 from ccafl_jax.methods.ccafl.config import CCAFLConfig
+from ccafl_jax.options import to_config
 
 
 def get_config(variant: str = "") -> ConfigDict:
     """All options of the demonstration; `variant` is "", "smoke" or "bench"."""
     if variant not in ("", "smoke", "bench"):
         raise ValueError(f"configs/ccafl_demo.py:{variant}: choose smoke, bench or nothing")
-    config = ConfigDict(dataclasses.asdict(CCAFLConfig()))
+    config = to_config(CCAFLConfig())
     config.data.name = "synthetic"
     config.data.height, config.data.width = 64, 32
     config.data.synthetic_ids = 200
@@ -55,7 +54,7 @@ def get_config(variant: str = "") -> ConfigDict:
     # share a camera, gives the association fewer and truer pairs to start from.
     config.association.method = "greedy_cc_cam"
     config.association.center_cameras = True
-    config.association.rate = FieldReference(1.0, object)  # "auto" is no number
+    config.association.rate = 1.0
     config.evaluation.every = 6
     if variant == "smoke":
         shorten(config)

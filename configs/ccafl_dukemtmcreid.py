@@ -12,19 +12,18 @@ The training set makes 2196 (camera, identity) classes. The authors of the data 
 it; who holds a copy can read it here.
 """
 
-import dataclasses
-
-from ml_collections import ConfigDict, FieldReference
+from ml_collections import ConfigDict
 
 from ccafl_jax.methods.ccafl.config import CCAFLConfig
+from ccafl_jax.options import to_config
 
 
 def get_config() -> ConfigDict:
     """All options, with the published settings for DukeMTMC-reID."""
-    config = ConfigDict(dataclasses.asdict(CCAFLConfig()))
+    config = to_config(CCAFLConfig())
     config.data.name = "dukemtmcreid"
     config.sampler.classes, config.sampler.images = 16, 8
-    config.association.rate = FieldReference(1.5, object)  # "auto" is no number
+    config.association.rate = 1.5
     config.icdl.w = 0.6
     config.schedule.text_start = 40.0
     config.schedule.ical_start, config.schedule.ical_end = 40.0, 60.0

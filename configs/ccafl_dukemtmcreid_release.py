@@ -12,20 +12,19 @@ prompt vectors are shifted by two tokens over "person", the neck starts from run
 (0, 1), and a query without a match counts as 0.
 """
 
-import dataclasses
-
-from ml_collections import ConfigDict, FieldReference
+from ml_collections import ConfigDict
 
 from ccafl_jax.methods.ccafl.config import CCAFLConfig
+from ccafl_jax.options import to_config
 
 
 def get_config() -> ConfigDict:
     """All options, with the released values for DukeMTMC-reID."""
-    config = ConfigDict(dataclasses.asdict(CCAFLConfig()))
+    config = to_config(CCAFLConfig())
     config.published = "mAP 81.5, rank-1 90.8, rank-5 95.5, rank-10 97.3"
     config.published_on = config.data.name = "dukemtmcreid"
     config.sampler.classes, config.sampler.images = 16, 8
-    config.association.rate = FieldReference(1.5, object)  # "auto" is no number
+    config.association.rate = 1.5
     config.icdl.w = 0.6
     config.schedule.text_start = 40.0
     config.schedule.ical_start, config.schedule.ical_end = 40.0, 60.0

@@ -9,15 +9,12 @@ stand on the four X of the prompt. The figures published for Market-1501 (mAP 90
 belong to configs/ccafl_market1501_release.py; this recipe has no published figure.
 """
 
-import dataclasses
-
-from ml_collections import ConfigDict, FieldReference
+from ml_collections import ConfigDict
 
 from ccafl_jax.methods.ccafl.config import CCAFLConfig
+from ccafl_jax.options import to_config
 
 
 def get_config() -> ConfigDict:
     """All options, at the defaults of the library."""
-    config = ConfigDict(dataclasses.asdict(CCAFLConfig()))
-    config.association.rate = FieldReference(config.association.rate, object)  # "auto" is no number
-    return config
+    return to_config(CCAFLConfig())

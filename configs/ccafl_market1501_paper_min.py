@@ -7,17 +7,15 @@ No triplets, and ICAL without margin and without inflated same-camera negatives.
 published for exactly this recipe.
 """
 
-import dataclasses
-
-from ml_collections import ConfigDict, FieldReference
+from ml_collections import ConfigDict
 
 from ccafl_jax.methods.ccafl.config import CCAFLConfig
+from ccafl_jax.options import to_config
 
 
 def get_config() -> ConfigDict:
     """All options, reduced to the text and the figure."""
-    config = ConfigDict(dataclasses.asdict(CCAFLConfig()))
-    config.association.rate = FieldReference(config.association.rate, object)  # "auto" is no number
+    config = to_config(CCAFLConfig())
     config.triplet.enabled = False
     config.ical.margin = 0.0
     config.ical.inflation = 0.0

@@ -12,17 +12,15 @@ reaches it, the inter-camera label smoothing is divided by 4821, the learned pro
 shifted by one token over "person", and the neck starts from running statistics (0, 1).
 """
 
-import dataclasses
-
-from ml_collections import ConfigDict, FieldReference
+from ml_collections import ConfigDict
 
 from ccafl_jax.methods.ccafl.config import CCAFLConfig
+from ccafl_jax.options import to_config
 
 
 def get_config() -> ConfigDict:
     """All options, with the released values."""
-    config = ConfigDict(dataclasses.asdict(CCAFLConfig()))
-    config.association.rate = FieldReference(config.association.rate, object)  # "auto" is no number
+    config = to_config(CCAFLConfig())
     config.published = "mAP 90.1, rank-1 96.1, rank-5 98.6, rank-10 99.1"
     config.published_on = "market1501"
     config.optimizer.idle = "decay"

@@ -16,17 +16,15 @@ CLIP-ReID's two additions are options:
   --config.model.camera_embedding=True     a learned vector of the camera on the class token
 """
 
-import dataclasses
-
-from ml_collections import ConfigDict, FieldReference
+from ml_collections import ConfigDict
 
 from ccafl_jax.methods.ccafl.config import CCAFLConfig
+from ccafl_jax.options import to_config
 
 
 def get_config() -> ConfigDict:
     """All options, with CLIP-ReID's settings for ViT-B/16."""
-    config = ConfigDict(dataclasses.asdict(CCAFLConfig()))
-    config.association.rate = FieldReference(config.association.rate, object)  # "auto" is no number
+    config = to_config(CCAFLConfig())
     config.augment.mean = config.augment.std = (0.5, 0.5, 0.5)
     config.model.tower = "vit"
     config.prompts.epochs = 120

@@ -16,19 +16,18 @@ the same pictures with faces blurred:
 Every result names the version it was measured on; figures of the two are not to be compared.
 """
 
-import dataclasses
-
-from ml_collections import ConfigDict, FieldReference
+from ml_collections import ConfigDict
 
 from ccafl_jax.methods.ccafl.config import CCAFLConfig
+from ccafl_jax.options import to_config
 
 
 def get_config() -> ConfigDict:
     """All options, with the published settings for MSMT17."""
-    config = ConfigDict(dataclasses.asdict(CCAFLConfig()))
+    config = to_config(CCAFLConfig())
     config.data.name = "msmt17_v1"
     config.sampler.classes, config.sampler.images = 32, 8
-    config.association.rate = FieldReference(1.3, object)  # "auto" is no number
+    config.association.rate = 1.3
     config.icdl.w = 0.0
     config.schedule.text_start = 40.0
     config.schedule.ical_start, config.schedule.ical_end = 40.0, 60.0

@@ -11,11 +11,11 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import Mesh
 
 from ccafl_jax.evaluation.match_ranks import MatchRanks
 from ccafl_jax.evaluation.relevance import Lists, Relevance
-from ccafl_jax.neighbors.similarity import FeatureScores, device_scores, power_of_two
+from ccafl_jax.neighbors.similarity import FeatureScores, device_scores, layouts, power_of_two
 from ccafl_jax.progress import progress_bar
 
 _QUERIES = 512
@@ -45,14 +45,14 @@ def rank_on_devices(
       progress: show a bar.
     """
     queries, size = scores.shape
-    gallery, bias = jax.device_put(scores.on_device(), NamedSharding(mesh, PartitionSpec()))
+    whole, split = layouts(mesh)
+    gallery, bias = jax.device_put(scores.on_device(), whole)
     padded = len(gallery)
     # One device sees blocks of one shape, however many devices there are.
     block = min(_QUERIES, power_of_two(queries))
     while block > 1 and block * padded > elements:
         block //= 2
     block *= mesh.shape["data"]
-    split, whole = (NamedSharding(mesh, spec) for spec in (PartitionSpec("data"), PartitionSpec()))
     left_out = _padded_keys(counts, padded)
     gallery_keys = jax.device_put(left_out.gallery, whole)
     identity = _identities(counts, padded)

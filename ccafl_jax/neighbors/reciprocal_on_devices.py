@@ -11,10 +11,9 @@ import logging
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import NamedSharding, PartitionSpec
 
 from ccafl_jax.neighbors.reciprocal import check_neighbors
-from ccafl_jax.neighbors.similarity import local_mesh, power_of_two
+from ccafl_jax.neighbors.similarity import layouts, local_mesh, power_of_two
 from ccafl_jax.progress import progress_bar
 
 log = logging.getLogger(__name__)
@@ -54,9 +53,7 @@ def encode(
     check_neighbors(neighbors, columns=columns, half=half, k2=k2)
     size = len(neighbors)
     mesh = local_mesh()
-    everywhere, split = (
-        NamedSharding(mesh, spec) for spec in (PartitionSpec(), PartitionSpec("data"))
-    )
+    everywhere, split = layouts(mesh)
     lists = jax.device_put(np.asarray(neighbors, np.int32), everywhere)
     unit = jax.device_put(unit, everywhere)
 

@@ -15,7 +15,7 @@ from typing import Protocol
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import Mesh
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from ccafl_jax import numerics
 from ccafl_jax.options import require_choice
@@ -499,6 +499,11 @@ def on_host(array: np.ndarray) -> jax.Array:
 def local_mesh() -> Mesh:
     """The devices of this process, on one axis "data"."""
     return Mesh(np.array(jax.local_devices()), ("data",))
+
+
+def layouts(mesh: Mesh) -> tuple[NamedSharding, NamedSharding]:
+    """Whole on every device of a mesh, and rows split over its axis "data"."""
+    return NamedSharding(mesh, PartitionSpec()), NamedSharding(mesh, PartitionSpec("data"))
 
 
 def round_up(n: int, multiple: int) -> int:

@@ -11,7 +11,6 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import NamedSharding, PartitionSpec
 
 from ccafl_jax import numerics
 from ccafl_jax.neighbors.similarity import (
@@ -25,6 +24,7 @@ from ccafl_jax.neighbors.similarity import (
     device_scores,
     from_squared,
     in_threads,
+    layouts,
     local_mesh,
     on_host,
     power_of_two,
@@ -40,7 +40,6 @@ _LEAST_TILE = 1024  # unless the set is smaller
 _TILE_GROUP = 64
 _CROWDED = 8  # groups of a tile from which on the whole line is searched
 _DEVICE_ELEMENTS = 2**28
-_ROWS = PartitionSpec("data")
 
 
 class Neighbors(NamedTuple):
@@ -409,7 +408,7 @@ def _device_top_k(provider: FeatureScores, k: int, progress: bool) -> tuple[Neig
     """As `top_k` on all local devices, and the lowest score of each query."""
     queries, size = provider.shape
     devices = local_mesh()
-    everywhere, split = (NamedSharding(devices, spec) for spec in (PartitionSpec(), _ROWS))
+    everywhere, split = layouts(devices)
     gallery, bias = jax.device_put(provider.on_device(), everywhere)
     query = jax.device_put(jnp.asarray(provider.query), everywhere)
     divisor, shift = provider.device_terms("query")

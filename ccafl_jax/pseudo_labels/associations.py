@@ -18,7 +18,7 @@ from ccafl_jax.pseudo_labels.cross_camera import (
 )
 from ccafl_jax.pseudo_labels.dbscan import jaccard_dbscan
 from ccafl_jax.pseudo_labels.jaccard import Pairs, jaccard
-from ccafl_jax.pseudo_labels.labels import Labels, in_order_of_members
+from ccafl_jax.pseudo_labels.labels import Labels, commonest, in_order_of_members
 from ccafl_jax.ragged import ranges
 
 ASSOCIATIONS = {
@@ -198,7 +198,9 @@ def dbscan(
     if _one_camera(cam_of):
         return Labels(np.full(len(cam_of), -1, np.int32), 0)
     images = jaccard_dbscan(features, k1=k1, k2=k2, eps=eps, min_samples=min_samples)
-    groups = _commonest(images.labels, label, len(cam_of))
+    votes = np.where(images.labels < 0, images.num_clusters, images.labels)  # outliers go last
+    groups = commonest(label, votes)[1]
+    groups = np.where(groups == images.num_clusters, -1, groups)
     pairs = np.unique(np.stack([groups, cam_of]), axis=1)[0]
     cameras_of = np.bincount(pairs[pairs >= 0], minlength=1)
     labels = in_order_of_members(groups, (groups >= 0) & (cameras_of[groups] > 1))
@@ -282,13 +284,3 @@ def _closest_images(
     first = np.unique(pair[order], return_index=True)[1]
     pair = pair[order][np.sort(first)]
     return np.stack(np.divmod(pair, len(cam_of)), axis=1)
-
-
-def _commonest(clusters: np.ndarray, label: np.ndarray, classes: int) -> np.ndarray:
-    """The commonest cluster of the images of each class, int[classes]; see `dbscan`."""
-    votes, count = np.unique(np.stack([label, clusters]), axis=1, return_counts=True)
-    owner, cluster = votes
-    order = np.lexsort((cluster, cluster < 0, -count, owner))
-    owner, cluster = owner[order], cluster[order]
-    _, first = np.unique(owner, return_index=True)
-    return cluster[first]

@@ -64,6 +64,9 @@ def by_camera(x: np.ndarray, cam_of: np.ndarray) -> list[Camera]:
 def tiles(cameras: Sequence[Camera], *, own: bool = False) -> Iterator[Tile]:
     """The distances of every two cameras.
 
+    While the walk lasts, linear algebra on the host uses one thread for a product: several tiles
+    are made at once, and the threads of their products would wait for each other.
+
     Args:
       cameras: from `by_camera`.
       own: also those of every camera to itself.
@@ -71,6 +74,8 @@ def tiles(cameras: Sequence[Camera], *, own: bool = False) -> Iterator[Tile]:
     Yields:
       One tile after the other; the memory is that of a few for each core.
     """
+    from threadpoolctl import threadpool_limits
+
     places = [
         (first, second)
         for first in range(len(cameras))
@@ -86,7 +91,10 @@ def tiles(cameras: Sequence[Camera], *, own: bool = False) -> Iterator[Tile]:
         return Tile(first, second, distance)
 
     ahead = 2 * (os.cpu_count() or 1)
-    with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:
+    with (
+        threadpool_limits(1, user_api="blas"),
+        concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool,
+    ):
         # Tiles are made while the ones before them are looked through.
         waiting = collections.deque(pool.submit(tile, place) for place in places[:ahead])
         for place in [*places[ahead:], *[None] * len(waiting)]:

@@ -9,9 +9,9 @@ import functools
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import NamedSharding, PartitionSpec
+from jax.sharding import PartitionSpec
 
-from ccafl_jax.neighbors.similarity import local_mesh, power_of_two, round_up
+from ccafl_jax.neighbors.similarity import layouts, local_mesh, power_of_two, round_up
 from ccafl_jax.progress import progress_bar
 
 _TABLE = 2**28  # sums of a block on one device
@@ -26,7 +26,7 @@ def pairs(
     """As `jaccard_on_host.pairs`, of arrays on devices."""
     size = len(indices)
     mesh = local_mesh()
-    everywhere = NamedSharding(mesh, PartitionSpec())
+    everywhere, split = layouts(mesh)
     indices, weights, chosen = jax.device_put((indices, weights, chosen), everywhere)
     tables = _by_member(indices, weights, chosen)
     work = np.asarray(tables[1].sum(axis=1), np.int64)
@@ -42,7 +42,7 @@ def pairs(
     with progress_bar(size, "Jaccard distances", progress) as bar:
         for first in range(0, len(starts), mesh.size):
             mine = starts[first : first + mesh.size]
-            sent = jax.device_put(mine, NamedSharding(mesh, PartitionSpec("data")))
+            sent = jax.device_put(mine, split)
             while True:
                 sizes = {"block": block, "columns": columns, "shared": shared}
                 place, total, groups, number = jax.device_get(

@@ -56,6 +56,23 @@ def in_order_of_members(groups: np.ndarray, keep: np.ndarray | None = None) -> n
     return labels
 
 
+def commonest(group: np.ndarray, value: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The value that most members of each group have; of equally common ones the smallest.
+
+    Args:
+      group: int[n].
+      value: int[n].
+
+    Returns:
+      int[groups], those that have a member, ascending, and int[groups], their values.
+    """
+    cells, count = np.unique(np.stack([group, value]), axis=1, return_counts=True)
+    group, value = cells
+    order = np.lexsort((value, -count, group))
+    found, first = np.unique(group[order], return_index=True)
+    return found, value[order][first]
+
+
 def labeller(name: str, known: Mapping[str, str] = CLUSTERINGS) -> Callable[..., Labels]:
     """The function of a short name or an import path.
 

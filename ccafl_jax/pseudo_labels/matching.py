@@ -15,6 +15,7 @@ import numpy as np
 from scipy.optimize import linear_sum_assignment
 
 from ccafl_jax.numerics import einsum
+from ccafl_jax.pseudo_labels.labels import commonest
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -169,10 +170,7 @@ def _majority(labels: np.ndarray, pid: np.ndarray, rows: int) -> tuple[np.ndarra
             "matched; pass the labels behind these prototypes"
         )
     inside = labels >= 0
-    cells = np.stack([labels[inside], pid[inside]])
-    (row, identity), count = np.unique(cells, axis=1, return_counts=True)
-    order = np.lexsort((identity, -count, row))  # the most frequent of each row, then the smallest
-    row, first = np.unique(row[order], return_index=True)
+    row, identity = commonest(labels[inside], pid[inside])
     majority, known = np.zeros(rows, np.int64), np.zeros(rows, bool)
-    majority[row], known[row] = identity[order][first], True
+    majority[row], known[row] = identity, True
     return majority, known

@@ -14,6 +14,7 @@ import numpy as np
 
 from ccafl_jax.options import require_choice
 from ccafl_jax.pseudo_labels.infomap import Graph
+from ccafl_jax.pseudo_labels.labels import commonest
 
 RULES = ("max", "max_per_camera", "last")
 SCHEDULES = ("one", "cosine")
@@ -241,11 +242,10 @@ def removal_figures(labels: np.ndarray, refined: Refined, pid: np.ndarray) -> di
             f"refined labels have shape {refined.labels.shape} and labels {labels.shape}; "
             "expected the result of refine on these labels"
         )
-    cluster, identity, count, _ = _cells(labels, pid)
-    order = np.lexsort((identity, -count, cluster))  # by cluster, its most frequent identity first
-    majority = identity[order][np.diff(cluster[order], prepend=-1) != 0]
+    inside = labels >= 0
+    _, majority = commonest(labels[inside], pid[inside])
     # A label of -1 reads the last cluster, and is left out again.
-    differs = (labels >= 0) & (pid != np.append(majority, 0)[labels])
+    differs = inside & (pid != np.append(majority, 0)[labels])
     differs_from_pivot = (refined.pivot_of >= 0) & (pid != pid[refined.pivot_of])
     removed = refined.removed
     return {

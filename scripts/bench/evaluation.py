@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import numpy as np
-from measuring import in_own_process, machine, peak_bytes, spread
+from measuring import in_own_process, machine, peak_bytes, spread, write
 
 sys.path.insert(0, str(pathlib.Path(__file__).parents[2]))
 
@@ -79,13 +79,7 @@ def main() -> int:
         print(line(name, found), flush=True)
     missed = [name for name, found in results["works"].items() if found["missed"]]
     print(f"goals missed: {', '.join(missed) or 'none'}")
-    if options.json:
-        options.json.parent.mkdir(parents=True, exist_ok=True)
-        options.json.write_text(json.dumps(results, indent=1) + "\n")
-    if options.docs:
-        from ccafl_jax.report.pages import with_table
-
-        options.docs.write_text(with_table(options.docs.read_text(), "evaluation", table(results)))
+    write(results, options.json, options.docs, "evaluation", table(results))
     return 1 if missed else 0
 
 

@@ -2,6 +2,7 @@
 
 import json
 import os
+import pathlib
 import resource
 import statistics
 import subprocess
@@ -21,6 +22,31 @@ def in_own_process(script: str, name: str, flags: dict[str, Any]) -> dict[str, A
     command += [part for flag, value in flags.items() for part in (f"--{flag}", str(value))]
     done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
     return json.loads(done.stdout.splitlines()[-1])
+
+
+def write(
+    results: dict[str, Any],
+    figures: pathlib.Path | None,
+    page: pathlib.Path | None,
+    table: str,
+    markdown: str,
+) -> None:
+    """Writes the figures of a benchmark.
+
+    Args:
+      results: all figures.
+      figures: JSON file; none when None.
+      page: Markdown page with a marked table, which is rewritten; none when None.
+      table: name of the table in the page.
+      markdown: the table.
+    """
+    if figures:
+        figures.parent.mkdir(parents=True, exist_ok=True)
+        figures.write_text(json.dumps(results, indent=1) + "\n")
+    if page:
+        from ccafl_jax.report.pages import with_table
+
+        page.write_text(with_table(page.read_text(), table, markdown))
 
 
 def spread(seconds: list[float]) -> dict[str, float]:
