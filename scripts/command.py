@@ -89,8 +89,13 @@ def one_line_errors() -> Iterator[None]:
     signal.signal(signal.SIGTERM, _interrupt)
     try:
         yield
-    except (ValueError, OSError, ImportError) as error:
+    except (ValueError, OSError, ImportError, FloatingPointError) as error:
         print(f"error: {error}", file=sys.stderr)
+        raise SystemExit(2) from error
+    except RuntimeError as error:
+        if "RESOURCE_EXHAUSTED" not in str(error):
+            raise
+        print(f"error: {_out_of_memory(str(error))}", file=sys.stderr)
         raise SystemExit(2) from error
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
@@ -101,6 +106,16 @@ def one_line_errors() -> Iterator[None]:
 
 def _interrupt(*_: object) -> None:
     raise KeyboardInterrupt
+
+
+def _out_of_memory(words: str) -> str:
+    """What a device says that has no memory left, in a line with ways out of it."""
+    reason = words.strip().splitlines()[0][:200]
+    return (
+        f"a device has no memory left ({reason}): nothing that was saved is lost; resume with more "
+        "devices, --config.input.kind=streaming, --config.scale.shard_classes=True, "
+        "--config.model.remat=True or bfloat16; --dry_run shows what each phase needs"
+    )
 
 
 def start_logging() -> None:

@@ -6,13 +6,18 @@
 #   bash scripts/demo.sh --bench    four times the steps, up to half an hour
 #
 # Further arguments go to scripts/train.py, for example --config.seed=2. The run lands in
-# runs/demo (runs/demo_smoke, runs/demo_bench), whose earlier content is replaced.
+# runs/demo (runs/demo_smoke, runs/demo_bench). A run that was stopped or killed goes on with the
+# same command; a finished one is replaced, and --overwrite replaces any.
 source "$(dirname "${BASH_SOURCE[0]}")/environment.sh"
 
 variant=""
 case "${1:-}" in
   --smoke | --bench) variant="${1#--}"; shift ;;
-  --help | -h) sed -n '2,10s/^# \{0,1\}//p' scripts/demo.sh; exit 0 ;;
+  --help | -h) sed -n '2,11s/^# \{0,1\}//p' scripts/demo.sh; exit 0 ;;
 esac
+again="--rerun"
+for word in "$@"; do
+  [ "$word" != "--overwrite" ] || again=""
+done
 exec "$python" scripts/train.py --config "configs/ccafl_demo.py${variant:+:$variant}" \
-  --workdir "runs/demo${variant:+_$variant}" --overwrite "$@"
+  --workdir "runs/demo${variant:+_$variant}" $again "$@"

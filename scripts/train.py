@@ -1,11 +1,18 @@
 """Trains CCAFL from a configuration file."""
 
 import argparse
+import faulthandler
 import pathlib
+import shlex
 import shutil
+import signal
+import sys
 from typing import TYPE_CHECKING
 
 from command import Parser, one_line_errors, read_config, start_logging, user_path
+
+from ccafl_jax.training import processes
+from ccafl_jax.training.compilation import keep_compiled
 
 if TYPE_CHECKING:
     from ccafl_jax.methods.ccafl.config import DataConfig
@@ -25,6 +32,14 @@ examples:
     python scripts/train.py --config ... --workdir runs/market1501 --resume
     python scripts/train.py --config ... --workdir runs/m --stages prompts
     python scripts/train.py --config ... --workdir runs/m --stages intra --resume
+  what every phase needs in memory and work, without training
+    python scripts/train.py --config ... --workdir runs/m --dry_run
+  two processes on one machine; other machines and clusters: docs/pods.md
+    python scripts/train.py --config ... --workdir runs/m --coordinator localhost:1234 \
+        --processes 2 --process_id 0   # and the same with --process_id 1
+
+exit status: 0 done, or asked to stop (SIGTERM, Ctrl-C) and saved; 2 an error to mend; 75 another
+process of the run is gone: start all again with --resume; 130, 143 a second signal, nothing saved
 """
 
 
@@ -38,15 +53,41 @@ def main() -> None:
     again.add_argument(
         "--overwrite", action="store_true", help="remove the run in --workdir and start anew"
     )
+    again.add_argument(
+        "--rerun",
+        action="store_true",
+        help="continue the run in --workdir if it is unfinished, else start anew",
+    )
+    parser.add_argument(
+        "--allow_changes",
+        action="store_true",
+        help="resume with other options or other code than the run began with",
+    )
     parser.add_argument("--stages", help="comma-separated subset of prompts,intra,inter")
     parser.add_argument(
         "--activation",
         choices=("quick_gelu", "gelu"),
         help="of CLIP weights whose configuration does not state it (model.activation)",
     )
+    parser.add_argument(
+        "--dry_run", action="store_true", help="compile every phase, print what it takes, and end"
+    )
+    parser.add_argument(
+        "--profile", metavar="START:STOP", help="write a profile of these steps to WORKDIR/profile"
+    )
+    parser.add_argument(
+        "--compilation_cache",
+        default="",
+        metavar="DIR",
+        help="folder of compiled programs (default: ~/.cache/ccafl_jax/compiled), or off",
+    )
+    processes.add_flags(parser)
     arguments, overrides = parser.parse_known_args()
     start_logging()
+    faulthandler.register(signal.SIGUSR1, all_threads=True)  # kill -USR1 shows where it is
     with one_line_errors():
+        processes.start(processes.options_from(arguments))
+        keep_compiled(arguments.compilation_cache)
         run(arguments, overrides)
 
 
@@ -55,6 +96,8 @@ def run(arguments: argparse.Namespace, overrides: list[str]) -> None:
     from ccafl_jax.methods.ccafl.config import CCAFLConfig
     from ccafl_jax.methods.ccafl.setup import prepare_run
     from ccafl_jax.options import from_mapping
+    from ccafl_jax.training.loop import Loop, Profile
+    from ccafl_jax.training.preemption import Preempted, Preemption
 
     raw = read_config(arguments.config, overrides)
     if arguments.stages:
@@ -67,19 +110,51 @@ def run(arguments: argparse.Namespace, overrides: list[str]) -> None:
             )
         raw.model.activation = arguments.activation
     config = from_mapping(CCAFLConfig, raw.to_dict())
+    profile = None
+    if arguments.profile:
+        profile = Profile.parse(arguments.profile, arguments.workdir / "profile")
     root = config.data.root
     if not root and config.data.name == "synthetic":
-        root = draw_synthetic(arguments.workdir / "data", config.data)
+        folder = arguments.workdir / "data"
+        root = processes.from_first(lambda: str(draw_synthetic(folder, config.data)))
     training = prepare_run(config, workdir=arguments.workdir, root=str(root))
-    if arguments.overwrite:  # only now that the new run can start
-        remove_run(arguments.workdir)
-    training.train(resume=arguments.resume)
-    print(f"summary: {arguments.workdir / 'summary.json'}")
+    if arguments.dry_run:
+        print_costs(training.dry_run())
+        return
+    finished = (arguments.workdir / "summary.json").exists()
+    if arguments.overwrite or (arguments.rerun and finished):
+        # Only now that the new run can start, and before any process looks for checkpoints.
+        processes.from_first(lambda: remove_run(arguments.workdir))
+    again = shlex.join([*(word for word in sys.argv if word != "--resume"), "--resume"])
+    with Preemption() as preemption:
+        loop = Loop(stop=preemption.requested, profile=profile)
+        with processes.watched(training.last_checkpoint, resume=again):
+            try:
+                training.train(
+                    resume=arguments.resume or (arguments.rerun and not finished),
+                    allow_changes=arguments.allow_changes,
+                    loop=loop,
+                )
+            except Preempted as stopped:
+                print(f"stopped: {stopped}; continue with: {again}")
+                return
+    if processes.is_first():
+        print(f"summary: {arguments.workdir / 'summary.json'}")
+
+
+def print_costs(found: dict[str, dict[str, float]]) -> None:
+    """A line for each phase."""
+    for name, costs in found.items():
+        sizes = ", ".join(
+            f"{part} {costs[part] / 2**20:.1f} MiB"
+            for part in ("peak", "arguments", "temporary", "outputs")
+        )
+        print(f"{name}: {costs['flops'] / 1e9:.2f} GFLOP a step and device; {sizes}")
 
 
 def remove_run(workdir: pathlib.Path) -> None:
     """Removes what a run writes; other files in the folder stay."""
-    for name in ("checkpoints", "features", "tensorboard"):
+    for name in ("checkpoints", "preempted", "features", "tensorboard"):
         shutil.rmtree(workdir / name, ignore_errors=True)
     for name in ("summary.json", "metrics.jsonl"):
         (workdir / name).unlink(missing_ok=True)

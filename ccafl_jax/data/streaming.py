@@ -8,6 +8,7 @@ was killed goes on where its checkpoint stood.
 import os
 
 import numpy as np
+from jax.sharding import Sharding
 
 from ccafl_jax.data.decoded import decode_rows
 from ccafl_jax.data.records import Records
@@ -45,11 +46,7 @@ def stream_batches(
         import grain
     except ImportError as error:
         raise ImportError("streaming batches needs grain: pip install grain") from error
-    plan = _checked_plan(plan)
-    if plan.size and not 0 <= plan.min() <= plan.max() < len(records):
-        raise ValueError(
-            f"the plan names rows {plan.min()} to {plan.max()} of {len(records)} images"
-        )
+    plan = checked_plan(plan, len(records))
     options = grain.ReadOptions(
         num_threads=threads or os.cpu_count() or 1, prefetch_buffer_size=prefetch
     )
@@ -57,41 +54,36 @@ def stream_batches(
     return iter(batches.to_iter_dataset(options))
 
 
-def host_rows(plan: np.ndarray, *, process: int, processes: int) -> np.ndarray:
-    """The columns of a plan that one host reads.
+def host_rows(plan: np.ndarray, sharding: Sharding) -> np.ndarray:
+    """The columns of a plan that one host reads: those of the devices it holds.
+
+    The devices of a host need not lie side by side in a mesh; on pods they often do not.
 
     Args:
       plan: int[steps, batch].
-      process: number of the host, `jax.process_index()`.
-      processes: number of hosts, `jax.process_count()`.
+      sharding: of the rows of a batch.
 
     Returns:
-      int[steps, batch / processes]: consecutive rows of each batch, as
-      `jax.make_array_from_process_local_data` puts them together over a "data" axis.
+      int[steps, share]: in the order of the batch, as `jax.make_array_from_process_local_data`
+      takes them.
+    """
+    places = np.arange(plan.shape[1])
+    parts = sharding.addressable_devices_indices_map(places.shape).values()
+    return plan[:, np.unique(np.concatenate([places[part] for part in parts]))]
+
+
+def checked_plan(plan: np.ndarray, count: int) -> np.ndarray:
+    """A plan for `count` images as int32[steps, batch].
 
     Raises:
-      ValueError: the batch does not divide over the hosts, or there is no such host.
+      ValueError: it is not two-dimensional, or rows are out of range.
     """
-    plan = _checked_plan(plan)
-    batch = plan.shape[1]
-    if not 0 <= process < processes:
-        raise ValueError(
-            f"process {process} of {processes}: expected 0 to {max(processes, 1) - 1} of 1 or more"
-        )
-    if batch % processes:
-        raise ValueError(
-            f"a batch of {batch} images does not divide over {processes} hosts; use a number of "
-            f"hosts that divides {batch}"
-        )
-    share = batch // processes
-    return plan[:, process * share : (process + 1) * share]
-
-
-def _checked_plan(plan: np.ndarray) -> np.ndarray:
     plan = np.asarray(plan)
     if plan.ndim != 2 or not np.issubdtype(plan.dtype, np.integer):
         raise ValueError(f"the plan is {plan.dtype}{list(plan.shape)}, expected int[steps, batch]")
-    return plan
+    if plan.size and not 0 <= plan.min() <= plan.max() < count:
+        raise ValueError(f"the plan names rows {plan.min()} to {plan.max()} of {count} images")
+    return plan.astype(np.int32)
 
 
 class _Batches:

@@ -1,6 +1,8 @@
 """The model in a run folder, written by a training run or by a conversion."""
 
+import os
 import pathlib
+from typing import TYPE_CHECKING
 
 from ccafl_jax.deploy.bundle import ModelBundle
 from ccafl_jax.training.checkpoints import Checkpoints
@@ -11,16 +13,25 @@ from ccafl_jax.training.description import (
     model_digest,
     read_description,
 )
+from ccafl_jax.training.storage import open_path
+
+if TYPE_CHECKING:
+    from etils import epath
 
 
-def read_run(workdir: pathlib.Path, *, number: int | None = None) -> ModelBundle:
-    """Reads a checkpoint of a run folder (default: the last).
+def read_run(workdir: str | os.PathLike, *, number: int | None = None) -> ModelBundle:
+    """Reads a checkpoint of a run folder (default: the last undamaged one).
+
+    Args:
+      workdir: on a disk or in an object store.
+      number: of the checkpoint.
 
     Raises:
       FileNotFoundError: no checkpoint there.
       ValueError: a checkpoint of another format, or a damaged one.
     """
-    folder = pathlib.Path(workdir) / "checkpoints"
+    workdir = open_path(workdir)
+    folder = workdir / "checkpoints"
     if not folder.is_dir():
         raise FileNotFoundError(f"{folder} does not exist: train first, or check --workdir")
     with Checkpoints(folder) as checkpoints:
@@ -44,23 +55,23 @@ def read_run(workdir: pathlib.Path, *, number: int | None = None) -> ModelBundle
         recipe={"method": meta["method"], "config": meta["config"]},
         metrics=dict(measured[-1]) if measured else {},
         source=f"{meta['method']}, checkpoint {number}",
-        data_root=_data_root(meta.get("data_root", ""), pathlib.Path(workdir)),
+        data_root=_data_root(meta.get("data_root", ""), workdir),
         camera_codes=tuple(meta.get("camera_codes", ())),
     )
 
 
-def _data_root(stored: str, workdir: pathlib.Path) -> str:
+def _data_root(stored: str, workdir: "epath.Path") -> str:
     """The data set's folder; one inside the run folder is stored relative to that."""
     return str(workdir / stored) if stored and not pathlib.Path(stored).is_absolute() else stored
 
 
-def write_run(workdir: pathlib.Path, bundle: ModelBundle) -> pathlib.Path:
+def write_run(workdir: str | os.PathLike, bundle: ModelBundle) -> "epath.Path":
     """Writes a run folder that holds only a model, for evaluation and export.
 
     Raises:
       FileExistsError: there are checkpoints already.
     """
-    folder = pathlib.Path(workdir) / "checkpoints"
+    folder = open_path(workdir) / "checkpoints"
     if folder.exists():
         raise FileExistsError(f"{folder} exists: choose another folder, or remove it first")
     meta = describe_model(bundle.model, bundle.preprocess) | {

@@ -57,12 +57,14 @@ def icdl(
     to_centroid = einsum("bd,nd->bn", f, jax.lax.stop_gradient(cent)) / tau
     centroid_term = weighted_sum(masked_cross_entropy(to_centroid, own, same), weight)
 
-    to_instance = einsum("bd,nsd->bns", f, jax.lax.stop_gradient(inst)) / tau
+    # With the batch last, the bank is read as it lies: otherwise it would be copied, transposed.
+    to_instance = einsum("nsd,bd->nsb", jax.lax.stop_gradient(inst), f) / tau
     if instance_valid is None:
-        nearest, farthest = jnp.max(to_instance, axis=2), jnp.min(to_instance, axis=2)
+        nearest, farthest = jnp.max(to_instance, axis=1).T, jnp.min(to_instance, axis=1).T
     else:
-        nearest = jnp.max(jnp.where(instance_valid, to_instance, NEG), axis=2)
-        farthest = jnp.min(jnp.where(instance_valid, to_instance, -NEG), axis=2)
+        used = instance_valid[:, :, None]
+        nearest = jnp.max(jnp.where(used, to_instance, NEG), axis=1).T
+        farthest = jnp.min(jnp.where(used, to_instance, -NEG), axis=1).T
         has_instance = jnp.any(instance_valid, axis=1)  # [classes]
         same &= has_instance
         weight = jnp.where(of_rows(has_instance, y), weight, 0)

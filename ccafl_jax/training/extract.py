@@ -1,18 +1,24 @@
-"""Features of a resident image set: fixed-size batches, one compilation per model."""
+"""Features of an image set: fixed-size batches, one compilation per model."""
 
+import contextlib
 from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
-from jax.sharding import Mesh
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from tqdm import tqdm
 
-from ccafl_jax.training.sharding import shard_rows
+from ccafl_jax.training.inputs import ImageInput, ResidentImages, StreamedImages
 from ccafl_jax.training.state import FlatDict, merge_model
 
 Extractor = Callable[..., jax.Array]
+_RUNNING = 4  # batches on their way, enough to keep a device busy and few enough to stop soon
+
+
+class Stopped(Exception):
+    """Extraction was left because its caller asked for it."""
 
 
 def make_extractor(
@@ -23,46 +29,71 @@ def make_extractor(
     mesh: Mesh,
     description: str = "features",
 ) -> Extractor:
-    """Builds `extract(params, batch_stats, images, cameras=None) -> float[n, dim]`.
+    """Builds `extract(params, batch_stats, images, cameras=None, stop=None) -> float[n, dim]`.
 
     Args:
       graphdef: of the model.
       forward: (model, uint8[b, H, W, 3], int32[b]) -> float[b, dim]; normalisation is its
         business. The integers are cameras, 0 where none are given.
       batch: images per call; rounded up to a multiple of the mesh size. The last batch is filled
-        with repeats of image 0 whose rows are thrown away.
+        with repeats of the last image, whose rows are thrown away.
       mesh: the devices.
       description: of the progress bar, which appears when there are many batches.
 
     Returns:
-      A function of (params, batch_stats, uint8[n, H, W, 3], int[n] or None); its result lies on
-      the host's default device in the order of the images.
+      A function of params, batch_stats, images (an `ImageInput` on the same mesh, or uint8[n, H,
+      W, 3]: on the host, from where one batch after the other is sent, or on devices), cameras
+      (int[n] or None) and `stop`. The result is in the order of the images; where the mesh spans
+      processes, each has all of it on its default device. `stop() -> bool` is called before each
+      batch; True raises `Stopped`, and processes must agree about it.
     """
     size = mesh.devices.size
     batch = -(-batch // size) * size
+    over_rows = NamedSharding(mesh, PartitionSpec("data"))
+    shared = mesh.is_multi_process
 
-    @jax.jit
-    def step(params, batch_stats, images, cameras):
+    def forward_batch(params, batch_stats, images, cameras):
         return forward(merge_model(graphdef, params, batch_stats), images, cameras)
+
+    # What other processes hold cannot be read: there every device gets the features of all.
+    everywhere = NamedSharding(mesh, PartitionSpec())
+    step = jax.jit(forward_batch, **({"out_shardings": everywhere} if shared else {}))
 
     def extract(
         params: FlatDict,
         batch_stats: FlatDict,
-        images: jax.Array | np.ndarray,
+        images: ImageInput | jax.Array | np.ndarray,
         cameras: np.ndarray | None = None,
+        *,
+        stop: Callable[[], bool] = lambda: False,
     ) -> jax.Array:
         count = images.shape[0]
-        cameras = np.zeros(count, np.int32) if cameras is None else np.asarray(cameras, np.int32)
         if count == 0:
             raise ValueError("no images to extract features from")
-        starts = range(0, count, batch)
+        cameras = np.zeros(count, np.int32) if cameras is None else np.asarray(cameras, np.int32)
+        steps = -(-count // batch)
         parts = []
-        for start in tqdm(starts, desc=description, leave=False, disable=len(starts) < 50):
-            rows = np.arange(start, start + batch)
-            rows = np.where(rows < count, rows, 0).astype(np.int32)
-            # A host array sends one batch at a time; a resident one is gathered where it lies.
-            taken = shard_rows(images[rows], mesh), shard_rows(cameras[rows], mesh)
-            parts.append(step(params, batch_stats, *taken))
+        with contextlib.closing(_as_input(images, mesh).in_order(batch)) as batches:
+            for pixels, rows in tqdm(
+                batches, total=steps, desc=description, leave=False, disable=steps < 50
+            ):
+                if stop():
+                    raise Stopped(f"{description}: stopped after {len(parts)} of {steps} batches")
+                camera = jax.make_array_from_process_local_data(
+                    over_rows, cameras[rows], rows.shape
+                )
+                parts.append(step(params, batch_stats, pixels, camera))
+                if len(parts) > _RUNNING:
+                    parts[-1 - _RUNNING].block_until_ready()
+        if shared:
+            parts = [np.asarray(part.addressable_data(0)) for part in parts]
         return jnp.concatenate(parts)[:count]
 
     return extract
+
+
+def _as_input(images: ImageInput | jax.Array | np.ndarray, mesh: Mesh) -> ImageInput:
+    if isinstance(images, ImageInput):
+        return images
+    kind = ResidentImages if isinstance(images, jax.Array) else StreamedImages
+    return kind(images, mesh)

@@ -2,11 +2,13 @@ import json
 
 import numpy as np
 import pytest
+from jax.sharding import NamedSharding, PartitionSpec
 
 from ccafl_jax.data.decoded import load_images
 from ccafl_jax.data.samplers import plan
 from ccafl_jax.data.sources import PixelFormat
 from ccafl_jax.data.streaming import host_rows, stream_batches
+from ccafl_jax.training.sharding import make_mesh
 from tests.data.images import broken_files, records_of, write_images
 
 PIXELS = PixelFormat(16, 8)
@@ -47,21 +49,30 @@ def test_a_new_iterator_goes_on_where_the_state_was_taken(records, steps):
         np.testing.assert_array_equal(batch, expected)
 
 
-def test_hosts_share_a_batch(records, steps):
+class TwoHosts:
+    """Four devices that take turns between two hosts, as one of the hosts sees them."""
+
+    def __init__(self, host):
+        self.host = host
+
+    def addressable_devices_indices_map(self, shape):
+        share = shape[0] // 4
+        return {d: (slice(d * share, (d + 1) * share),) for d in (self.host, self.host + 2)}
+
+
+def test_hosts_read_the_rows_of_their_devices(records, steps):
     whole = list(stream_batches(records, steps, PIXELS))
     shares = [
-        list(stream_batches(records, host_rows(steps, process=p, processes=4), PIXELS))
-        for p in range(4)
+        list(stream_batches(records, host_rows(steps, TwoHosts(host)), PIXELS)) for host in (0, 1)
     ]
     for step, batch in enumerate(whole):
-        np.testing.assert_array_equal(np.concatenate([s[step] for s in shares]), batch)
-    with pytest.raises(ValueError, match="batch of 8 images does not divide over 3 hosts"):
-        host_rows(steps, process=0, processes=3)
-    for process, processes in ((2, 2), (-1, 2), (0, 0)):
-        with pytest.raises(ValueError, match=f"process {process} of {processes}: expected 0 to"):
-            host_rows(steps, process=process, processes=processes)
-    with pytest.raises(ValueError, match=r"expected int.steps, batch"):
-        host_rows(steps[0], process=0, processes=1)
+        np.testing.assert_array_equal(shares[0][step], batch[[0, 1, 4, 5]])
+        np.testing.assert_array_equal(shares[1][step], batch[[2, 3, 6, 7]])
+
+
+def test_one_host_reads_all_rows(steps):
+    over_rows = NamedSharding(make_mesh(4), PartitionSpec("data"))
+    np.testing.assert_array_equal(host_rows(steps, over_rows), steps)
 
 
 def test_bad_plans_and_images_are_named(records, steps, tmp_path):

@@ -16,6 +16,8 @@ from ccafl_jax.evaluation.camera_bias import same_camera_share
 from ccafl_jax.scoring.feature_set import DISTRACTOR, GALLERY, MULTI_QUERY, QUERY, FeatureSet
 from ccafl_jax.training.checkpoints import Checkpoints
 from ccafl_jax.training.features import score
+from ccafl_jax.training.manifest import write_manifest
+from ccafl_jax.training.storage import open_path
 from tests.deploy import tiny
 
 
@@ -136,6 +138,8 @@ def test_a_damaged_run_folder_takes_one_line(tmp_path, damage):
         raw = path.read_text()
         text = raw[:50] if damage == "meta" else raw.replace('"width"', '"breadth"')
         path.write_text(text)
+        if damage == "model":
+            write_manifest(open_path(checkpoint))  # written so, not damaged
     message = "is damaged" if damage != "model" else "describes no model of this version"
     with pytest.raises(ValueError, match=message) as error:
         read_run(tmp_path)

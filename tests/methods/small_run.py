@@ -144,3 +144,9 @@ def small_run(workdir, config=SMALL, *, vit=False, negative=(), **changes):
         workdir=workdir,
         held_out=held_out,
     )
+
+
+def decoded(images):
+    """All images of an `ImageInput`: uint8[n, H, W, 3]."""
+    parts = [np.asarray(pixels) for pixels, _ in images.in_order(8)]
+    return np.concatenate(parts)[: len(images)]

@@ -22,17 +22,15 @@ from ccafl_jax.methods.ccafl.config import (
     ScheduleConfig,
     TextConfig,
 )
-from ccafl_jax.methods.ccafl.phases import (
-    initial_state,
-    make_step,
-    phase_of,
-)
+from ccafl_jax.methods.ccafl.phases import initial_state, phase_of
 from ccafl_jax.methods.ccafl.progress import Progress
 from ccafl_jax.methods.ccafl.run import Run
 from ccafl_jax.models.clip import ModifiedResNet, ResNetConfig
 from ccafl_jax.models.layers import Compute
 from ccafl_jax.models.reid import CLIPReID
 from ccafl_jax.models.reid_weights import load_reid_tensors
+from ccafl_jax.training.inputs import ResidentImages
+from ccafl_jax.training.loop import Loop
 from ccafl_jax.training.sharding import make_mesh, replicate
 from ccafl_jax.training.state import merge_model, split_model
 from tests.golden_data import golden
@@ -101,8 +99,8 @@ class ReferenceRun(Run):
         self._build_extractors()
         state = initial_state(config, params, batch_stats, classifier)
         self.state = replicate(state, self.mesh)
-        self.images = replicate(self.images, self.mesh)
-        self.progress, self.traces = Progress(), []
+        self.images = ResidentImages(self.images, self.mesh)
+        self.progress, self.traces, self.loop = Progress(), [], Loop()
 
     def _plan(self, epoch, phase):
         return self.record["index_plan"][epoch].astype(np.int32)
@@ -121,15 +119,12 @@ class ReferenceRun(Run):
     def go(self):
         """All epochs; returns the metrics of every iteration and the labels of every epoch."""
         found, labels, starts, self.ends = [], [], [], []
-        bar = types.SimpleNamespace(update=lambda: None)
+        bar = types.SimpleNamespace(update=lambda *_: None)
         steps = {}
         for epoch in range(4):
             phase = phase_of(epoch, self.config)
             if phase not in steps:
-                steps[phase] = make_step(
-                    self.graphdef, list(self.state.params), phase, self.config,
-                    on_trace=self.traces.append,
-                )  # fmt: skip
+                steps[phase] = self._make_step(phase)
 
             def step(*arguments, run=steps[phase]):
                 state, metrics = run(*arguments)

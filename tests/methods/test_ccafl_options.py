@@ -57,12 +57,13 @@ def world(config, stage):
     classifier = unit(rng, CLASSES, DIM)
     state = types.SimpleNamespace(memory=memory)
     terms = phases._losses(phase, config, state, context, f, g, labels, classifier)
-    updated = phases._update_memory(phase, config, memory, context, f, labels)
+    updated = phases._update_memory(phase, config, memory, context, f, labels, True)
     gid = phases._classifier_step(
         types.SimpleNamespace(
             classifier=classifier,
             classifier_opt=phases.classifier_optimizer(config).init(classifier),
         ),
+        context,
         f,
         labels,
         phases.classifier_optimizer(config),
@@ -86,6 +87,10 @@ def phase_names(config):
 def rates(config):
     run = types.SimpleNamespace(config=config)
     return [Run._learning_rate(run, epoch) for epoch in range(60)]
+
+
+def scaled_rates(config):
+    return rates(config.scaled())
 
 
 def prompt_rates(config):
@@ -216,6 +221,11 @@ ELSEWHERE = {
     "data.allow_single_identity": True,
     "devices": 1,
     "keep_checkpoints": 5,
+    "keep_best": "test",
+    "skip_nonfinite": 3,
+    "input.kind": "streaming",
+    "input.share": 0.1,
+    "scale.shard_classes": True,
     "stages": ("prompts",),
     "model.calibrate_neck": False,
     "model.camera_embedding": True,
@@ -230,6 +240,8 @@ ELSEWHERE = {
 }
 OPTIONS = {
     "seed": (2, plan),
+    "scale.batch": (2, scaled_rates),
+    "scale.rule": ("linear", scaled_rates),
     "prompts.epochs": (3, prompt_rates),
     "prompts.base_lr": (1.0, prompt_rates),
     "prompts.warmup_from": (1.0, prompt_rates),
@@ -313,6 +325,7 @@ OPTIONS = {
 }
 SPECIAL = {
     "model.camera_scale": {"camera_embedding": True},
+    "scale.rule": {"batch": 4},
     # A border of 5 epochs is no fraction, so the borders change with the unit.
     "schedule.unit": {"intra_epochs": 0.1, "text_start": 0.2, "ical_start": 0.5, "ical_end": 1.0},
 }

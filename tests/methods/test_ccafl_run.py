@@ -11,10 +11,10 @@ from tqdm import tqdm
 from ccafl_jax.deploy.embedder import Embedder
 from ccafl_jax.deploy.run_folder import read_run, write_run
 from ccafl_jax.methods.ccafl.config import ModelConfig, SamplerConfig, TextConfig
-from ccafl_jax.methods.ccafl.phases import make_step, phase_of
+from ccafl_jax.methods.ccafl.phases import phase_of
 from ccafl_jax.training.features import query_then_gallery
 from tests.deploy import tiny
-from tests.methods.small_run import SMALL, small_run
+from tests.methods.small_run import SMALL, decoded, small_run
 
 
 @pytest.fixture(scope="module")
@@ -57,7 +57,7 @@ def test_log_has_one_line_an_epoch(whole):
 def test_trained_model_reproduces_the_final_figures(whole):
     run, summary, workdir = whole
     bundle = read_run(workdir)
-    features = Embedder(bundle, batch=32, devices=0).embed(run.test_images)
+    features = Embedder(bundle, batch=32, devices=0).embed(decoded(run.test_images))
     np.testing.assert_allclose(run._score(features)["mAP"], summary["final"]["mAP"], rtol=1e-6)
     assert bundle.source == "ccafl, checkpoint 6"
     assert bundle.metrics["mAP"] == summary["final"]["mAP"]
@@ -158,9 +158,9 @@ def test_vit_with_cameras_trains_resumes_and_comes_back(tmp_path):
     cameras = query_then_gallery(run.dataset)[1]
     assert bundle.camera_codes == (1, 2, 3) and bundle.model.heads.camera_scale == 2.0
     model = Embedder(bundle, batch=32)
-    features = model.embed(run.test_images, cameras)
+    features = model.embed(decoded(run.test_images), cameras)
     np.testing.assert_allclose(run._score(features)["mAP"], summary["final"]["mAP"], rtol=1e-6)
-    swapped = model.embed(run.test_images, (cameras + 1) % 3)
+    swapped = model.embed(decoded(run.test_images), (cameras + 1) % 3)
     assert np.abs(features - swapped).max() > 1e-4
 
 
@@ -181,8 +181,7 @@ def test_a_step_trains_the_cameras_of_its_batch(tmp_path):
     run._plan = lambda *_: np.tile(np.flatnonzero(run.dataset.train.camid == 1)[:16], (1, 1))
     run.class_text = jnp.ones((run.num_classes, 8))
     phase = phase_of(0, run.config)
-    step = make_step(run.graphdef, list(run.state.params), phase, run.config)
-    run._encoder_epoch(0, phase, step, tqdm(disable=True))
+    run._encoder_epoch(0, phase, run._make_step(phase), tqdm(disable=True))
     moved = np.abs(np.asarray(run.state.params["camera_embedding"]) - before).max(axis=1)
     assert moved[1] > 1e-4 and moved[0] == moved[2] == 0
 

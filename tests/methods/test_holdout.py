@@ -13,7 +13,14 @@ from ccafl_jax.evaluation.intra_camera import rank_inside_cameras
 from ccafl_jax.methods.ccafl import holdout, prompts, setup
 from ccafl_jax.methods.ccafl import run as run_module
 from ccafl_jax.methods.ccafl.config import ICALConfig
-from tests.methods.small_run import SMALL, WordTokenizer, small_clip, small_dataset, small_run
+from tests.methods.small_run import (
+    SMALL,
+    WordTokenizer,
+    decoded,
+    small_clip,
+    small_dataset,
+    small_run,
+)
 
 HELD = dataclasses.replace(
     SMALL,
@@ -109,7 +116,7 @@ def test_held_out_images_reach_nothing(trained, tmp_path):
     """Other pixels of held-out images change their own figures and nothing else."""
     run, _, workdir = trained
     other = small_run(tmp_path, HELD, negative=run.held_out.index)
-    np.testing.assert_array_equal(other.val_images, 255 - run.val_images)
+    np.testing.assert_array_equal(decoded(other.val_images), 255 - decoded(run.val_images))
     other.train()
     different = {"time", "val_mAP"}
     for stage in ("prompts", "encoder"):
@@ -214,9 +221,10 @@ def test_from_a_folder_to_a_run(tmp_path, monkeypatch):
     config = dataclasses.replace(HELD, data=data)
     run = setup.prepare_run(config, workdir=tmp_path / "w", root=str(tmp_path))
     assert len(run.held_out) == len(run.val_images) == 2 * 2 * 2
-    assert run.images.shape[0] == len(run.dataset.train) == 20 - 8 and run.num_classes == 6
+    assert len(run.images) == len(run.dataset.train) == 20 - 8 and run.num_classes == 6
     assert set(run.held_out.path).isdisjoint(run.dataset.train.path)
-    for records, images in ((run.held_out, run.val_images), (run.dataset.train, run.images)):
+    held_out, train = decoded(run.val_images), decoded(run.images)
+    for records, images in ((run.held_out, held_out), (run.dataset.train, train)):
         for row in range(len(records)):
             expected = load_image(records.locate(row), PixelFormat(32, 16))
             np.testing.assert_array_equal(images[row], expected)

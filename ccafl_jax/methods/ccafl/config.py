@@ -16,6 +16,7 @@ from ccafl_jax.options import require, require_choice
 from ccafl_jax.pseudo_labels.associations import ASSOCIATIONS
 from ccafl_jax.pseudo_labels.cross_camera import AUTO
 from ccafl_jax.pseudo_labels.labels import Labels, labeller, options_taken
+from ccafl_jax.training.scale import ScaleConfig
 
 STAGES = ("prompts", "intra", "inter")
 
@@ -366,6 +367,24 @@ class AssociationConfig:
 
 
 @dataclasses.dataclass(frozen=True)
+class InputConfig:
+    """How training images reach the devices; changes no result.
+
+    Attributes:
+      kind: `resident` keeps all of them on every device, `streaming` sends them batch by batch;
+        `auto` is resident where they fit into `share` of a device's memory.
+      share: of the memory of a device, or of the host where it has none of its own.
+    """
+
+    kind: str = "auto"
+    share: float = 0.3
+
+    def __post_init__(self):
+        require_choice("kind", self.kind, ("auto", "resident", "streaming"))
+        require(0 < self.share <= 1, f"share is {self.share}, must lie above 0 and up to 1")
+
+
+@dataclasses.dataclass(frozen=True)
 class EvaluationConfig:
     """When and how the test set is ranked.
 
@@ -393,6 +412,10 @@ class CCAFLConfig:
       reduce: sum over cameras of per-camera means (`sum_cam_mean`, published) or their mean.
       devices: devices of the mesh (0: all).
       keep_checkpoints: how many of the latest checkpoints stay.
+      keep_best: also keep the checkpoint of the best evaluation on `val`, the held-out identities,
+        or on `test`, whose figures are then no longer those of an unseen set; "" keeps none.
+      skip_nonfinite: steps with a loss or gradient that is NaN or infinite to pass over before the
+        run stops.
       published: figures of the paper, copied into the summary beside ours.
       published_on: the data set (`data.name`) they were measured on; beside any other they are
         left out.
@@ -403,9 +426,13 @@ class CCAFLConfig:
     reduce: str = "sum_cam_mean"
     devices: int = 0
     keep_checkpoints: int = 2
+    keep_best: str = ""
+    skip_nonfinite: int = 0
     published: str = ""
     published_on: str = ""
+    scale: ScaleConfig = ScaleConfig()
     data: DataConfig = DataConfig()
+    input: InputConfig = InputConfig()
     augment: AugmentConfig = AugmentConfig()
     model: ModelConfig = ModelConfig()
     prompts: PromptsConfig = PromptsConfig()
@@ -422,7 +449,35 @@ class CCAFLConfig:
 
     def __post_init__(self):
         require_choice("reduce", self.reduce, ("sum_cam_mean", "mean_cam_mean"))
+        require_choice("keep_best", self.keep_best, ("", "val", "test"))
+        require(
+            self.keep_best != "val" or self.data.val_fraction > 0,
+            "keep_best=val needs identities to be held out: set data.val_fraction above 0",
+        )
+        require(self.skip_nonfinite >= 0, "skip_nonfinite must be 0 or a number of steps")
         for stage in self.stages:
             require_choice("stages", stage, STAGES)
         order = [STAGES.index(stage) for stage in self.stages]
         require(bool(order) and order == sorted(set(order)), f"stages must follow {STAGES}")
+
+    def scaled(self) -> "CCAFLConfig":
+        """These options at `scale.batch` times the batch, where that is 1 again."""
+        scale = self.scale
+        return dataclasses.replace(
+            self,
+            scale=dataclasses.replace(scale, batch=1),
+            prompts=dataclasses.replace(
+                self.prompts,
+                batch=self.prompts.batch * scale.batch,
+                base_lr=scale.rate(self.prompts.base_lr),
+            ),
+            sampler=dataclasses.replace(self.sampler, classes=self.sampler.classes * scale.batch),
+            optimizer=dataclasses.replace(
+                self.optimizer,
+                base_lr=scale.rate(self.optimizer.base_lr),
+                classifier_lr=scale.rate(self.optimizer.classifier_lr),
+            ),
+            schedule=dataclasses.replace(
+                self.schedule, iterations=scale.steps(self.schedule.iterations)
+            ),
+        )

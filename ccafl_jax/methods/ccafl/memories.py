@@ -5,6 +5,7 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh
 
 from ccafl_jax.data.samplers import plan
 from ccafl_jax.memory import class_means, draw_instances, init_centroids, init_instances
@@ -12,6 +13,7 @@ from ccafl_jax.methods.ccafl.config import AssociationConfig, CCAFLConfig
 from ccafl_jax.methods.ccafl.phases import Context, Phase
 from ccafl_jax.numerics import NEG, einsum, l2_normalize
 from ccafl_jax.pseudo_labels.labels import Labels
+from ccafl_jax.training.layout import padded_rows, with_rows
 from ccafl_jax.training.state import FlatDict
 
 
@@ -128,6 +130,7 @@ def make_context(
     class_text: jax.Array,
     clusters: np.ndarray,
     draws: InstanceDraws,
+    mesh: Mesh | None = None,
 ) -> Context:
     """Tables that a phase reads.
 
@@ -138,6 +141,7 @@ def make_context(
       class_text: float[classes, embed].
       clusters: int[classes], pseudo identity of each class, -1 for outliers.
       draws: instance slots.
+      mesh: the devices; where they share the tables of classes, these get rows that fill them up.
 
     Returns:
       A context whose cluster tables have classes // 2 rows: a cluster joins two classes at least,
@@ -149,11 +153,15 @@ def make_context(
     if found > capacity:
         raise ValueError(f"{found} clusters of {classes} classes: a cluster needs two classes")
     counts = np.bincount(label, minlength=classes)
+    rows = classes
+    if mesh is not None and config.scale.shard_classes:
+        rows, capacity = (padded_rows(n, mesh, split=True) for n in (classes, capacity))
+    unused = (0, rows - classes)
     return Context(
         label=jnp.asarray(label, jnp.int32),
-        cam_of=jnp.asarray(cam_of, jnp.int32),
-        class_text=class_text,
-        cluster_of=jnp.asarray(clusters, jnp.int32),
+        cam_of=jnp.asarray(np.pad(cam_of, unused, constant_values=-1), jnp.int32),
+        class_text=with_rows(class_text, rows),
+        cluster_of=jnp.asarray(np.pad(clusters, unused, constant_values=-1), jnp.int32),
         cluster_valid=jnp.arange(capacity) < found,
         cluster_text=cluster_texts(
             class_text,
@@ -162,7 +170,7 @@ def make_context(
             capacity=capacity,
             kind=config.text.cluster_text,
         ),
-        instance_valid=jnp.asarray(draws.valid),
+        instance_valid=with_rows(jnp.asarray(draws.valid), rows),
     )
 
 
@@ -216,7 +224,7 @@ def make_memory(
         classes = context.cam_of.shape[0]
         return {
             "centroids": init_centroids(features, context.label, classes),
-            "instances": init_instances(features, jnp.asarray(draws.index)),
+            "instances": with_rows(init_instances(features, jnp.asarray(draws.index)), classes),
         }
     capacity = context.cluster_valid.shape[0]
     clusters = context.cluster_of[context.label]

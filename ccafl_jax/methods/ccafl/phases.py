@@ -13,11 +13,15 @@ import jax
 import jax.numpy as jnp
 import optax
 from flax import nnx
+from jax.sharding import Mesh
 
 from ccafl_jax import losses
 from ccafl_jax.data.augment import augment
 from ccafl_jax.memory import update_each, update_hard, update_instances, update_mean
 from ccafl_jax.methods.ccafl.config import CCAFLConfig, OptimizerConfig
+from ccafl_jax.numerics import NEG
+from ccafl_jax.training.layout import BY_CLASS, REPLICATED, Rules, constrain
+from ccafl_jax.training.loop import is_finite, keep_where
 from ccafl_jax.training.optimizers import (
     apply_scaled,
     bias_factors,
@@ -90,7 +94,8 @@ class Context:
 
     Attributes:
       label: int32[images], accumulated class of each training image.
-      cam_of: int32[classes], camera of each class.
+      cam_of: int32[classes], camera of each class; -1 in rows that only fill up the tables of
+        classes, see `training.layout`.
       class_text: float[classes, embed], frozen text features.
       cluster_of: int32[classes], pseudo identity of each class, -1 for outliers.
       cluster_valid: bool[capacity], which rows of the cluster tables are in use.
@@ -142,6 +147,11 @@ def initial_state(
     )
 
 
+def layout_rules(config: CCAFLConfig) -> Rules:
+    """Which arrays of the state are split over the devices."""
+    return BY_CLASS if config.scale.shard_classes else REPLICATED
+
+
 Step = Callable[
     [TrainState, Context, jax.Array, jax.Array, jax.Array], tuple[TrainState, dict[str, jax.Array]]
 ]
@@ -153,6 +163,8 @@ def make_step(
     phase: Phase,
     config: CCAFLConfig,
     *,
+    mesh: Mesh | None = None,
+    resident: bool = True,
     on_trace: Callable[[str], None] = lambda name: None,
 ) -> Step:
     """Builds the jitted step of a phase.
@@ -162,14 +174,18 @@ def make_step(
       paths: names of its parameters.
       phase: what is active.
       config: options.
+      mesh: the devices, over which the new state is laid out by `layout_rules`; None leaves that
+        to the compiler.
+      resident: whether `images` are the training set or only those of the batch.
       on_trace: called with the phase's name whenever the step is traced (once, unless something
         is wrong).
 
     Returns:
       `step(state, context, images, rows, learning_rate) -> (state, metrics)`, with
-      images: uint8[n, H, W, 3], the resident training set; rows: int32[batch]. The state is
-      donated. Loss and gradient see the memory from before the update, and the memory takes the
-      features of this same forward pass.
+      images: uint8[n, H, W, 3], the training set (uint8[batch, H, W, 3] where it is not
+      resident); rows: int32[batch], places in the training set. The state is donated. Loss and
+      gradient see the memory from before the update, and the memory takes the features of this
+      same forward pass.
     """
     tx = encoder_optimizer(config, paths, phase)
     classifier_tx = classifier_optimizer(config)
@@ -180,7 +196,7 @@ def make_step(
         labels = context.label[rows]
         cameras = context.cam_of[labels]
         batch = augment(
-            images[rows],
+            images[rows] if resident else images,
             seed=config.seed,
             step=state.step,
             config=config.augment,
@@ -191,7 +207,7 @@ def make_step(
             model = merge_model(graphdef, params, state.batch_stats)
             f, g = model(batch, cameras, train=True)
             gid_loss, classifier, classifier_opt, accuracy = _classifier_step(
-                state, f, labels, classifier_tx, config
+                state, context, f, labels, classifier_tx, config
             )
             terms = _losses(phase, config, state, context, f, g, labels, classifier)
             total = sum(terms.values())
@@ -206,6 +222,8 @@ def make_step(
 
         gradients, aux = jax.grad(loss_fn, has_aux=True)(state.params)
         updates, opt_state = tx.update(gradients, state.opt_state, state.params)
+        metrics = aux["metrics"] | {"grad_norm": optax.tree.norm(gradients)}
+        finite = is_finite(metrics)
         new_state = TrainState(
             step=state.step + 1,
             params=apply_scaled(
@@ -215,25 +233,34 @@ def make_step(
             opt_state=opt_state,
             classifier=aux["classifier"],
             classifier_opt=aux["classifier_opt"],
-            memory=_update_memory(phase, config, state.memory, context, aux["f"], labels),
+            # That it waits for the gradient also spares two copies of the bank, which would be
+            # read and written at once.
+            memory=_update_memory(phase, config, state.memory, context, aux["f"], labels, finite),
         )
-        metrics = aux["metrics"] | {"grad_norm": optax.tree.norm(gradients)}
+        if config.skip_nonfinite:
+            old_state = state.replace(step=new_state.step, memory=new_state.memory)
+            new_state = keep_where(finite, new_state, old_state)
+        if mesh is not None:
+            new_state = constrain(new_state, mesh, layout_rules(config))
+            metrics = constrain(metrics, mesh, REPLICATED)
         return new_state, metrics
 
     return jax.jit(step, donate_argnums=0)
 
 
-def _classifier_step(state, f, labels, tx, config):
+def _classifier_step(state, context, f, labels, tx, config):
     """One step of the classifier on detached features (specification 2.7)."""
+    used = context.cam_of >= 0
     f = jax.lax.stop_gradient(f)
     classifier = jax.lax.stop_gradient(state.classifier)
 
     def loss_fn(weight):
-        return losses.gid(f, labels, weight, s=config.ical.scale)
+        return losses.gid(f, labels, weight, s=config.ical.scale, class_valid=used)
 
     loss, gradient = jax.value_and_grad(loss_fn)(classifier)
     updates, opt_state = tx.update(gradient, state.classifier_opt, classifier)
-    predicted = jnp.argmax(losses.cosine_logits(f, classifier), axis=1)
+    cosines = losses.cosine_logits(f, classifier)
+    predicted = jnp.argmax(jnp.where(used, cosines, NEG), axis=1)
     accuracy = jnp.mean((predicted == labels).astype(f.dtype))
     return loss, optax.apply_updates(classifier, updates), opt_state, accuracy
 
@@ -317,20 +344,25 @@ def _inter_losses(phase, config, memory, context, f, g, labels, classifier):
             eps=config.ical.epsilon,
             m=config.ical.margin,
             t=config.ical.inflation,
+            class_valid=context.cam_of >= 0,
         )
     return terms
 
 
-def _update_memory(phase, config, memory, context, f, labels):
+def _update_memory(phase, config, memory, context, f, labels, finite):
+    """The banks after the batch; as they were where its numbers are not finite."""
     f = jax.lax.stop_gradient(f)
+    valid = jnp.broadcast_to(finite, labels.shape)
     if phase.stage == "intra":
         update = {"mean": update_mean, "hard": update_hard}[config.icdl.centroid_update]
         momentum = config.icdl.memory_momentum
         return {
-            "centroids": update(memory["centroids"], f, labels, m=momentum),
-            "instances": update_instances(memory["instances"], f, labels),
+            "centroids": update(memory["centroids"], f, labels, valid, m=momentum),
+            "instances": update_instances(memory["instances"], f, labels, valid),
         }
     update = {"hard": update_hard, "mean": update_mean, "each": update_each}[config.inter.update]
     clusters = context.cluster_of[labels]
     momentum = config.inter.memory_momentum
-    return {"clusters": update(memory["clusters"], f, clusters, clusters >= 0, m=momentum)}
+    return {
+        "clusters": update(memory["clusters"], f, clusters, valid & (clusters >= 0), m=momentum)
+    }

@@ -9,6 +9,7 @@ import numpy as np
 from ccafl_jax.methods.ccafl.config import CCAFLConfig
 from ccafl_jax.methods.ccafl.prompts import PromptState
 from ccafl_jax.training.checkpoints import leaves_by_path, restore_leaves
+from ccafl_jax.training.layout import with_rows
 from ccafl_jax.training.state import TrainState
 
 
@@ -22,6 +23,8 @@ class Progress:
       stages: one entry a finished stage, as in the summary.
       clusters: int32[classes], the pseudo identities in force.
       gid_accuracy: batch accuracy of the global classifier in the last epoch.
+      part: an epoch that was left in the middle, as `part_of_epoch` makes it; None at its borders.
+      skipped: steps that were passed over, as their numbers were not finite.
       val_history: intra-camera mAP of the held-out images at every evaluation of stages 2 and 3.
       seconds: spent so far.
     """
@@ -32,6 +35,8 @@ class Progress:
     stages: list = dataclasses.field(default_factory=list)
     clusters: np.ndarray = dataclasses.field(default_factory=lambda: np.zeros(0, np.int32))
     gid_accuracy: float = 0.0
+    part: dict | None = None
+    skipped: int = 0
     val_history: list = dataclasses.field(default_factory=list)
     seconds: float = 0.0
 
@@ -39,6 +44,18 @@ class Progress:
     def number(self) -> int:
         """Number of the checkpoint."""
         return self.prompt_epochs + self.encoder_epochs
+
+    def take_part(self, stage: str) -> tuple[list[dict[str, float]], dict[str, float] | None]:
+        """What was done of the epoch that comes next, which is then forgotten.
+
+        Returns:
+          Metrics of the steps done, and the scalars of the start of the epoch; an empty list and
+          None where the epoch begins.
+        """
+        part, self.part = self.part, None
+        if part is None or part["stage"] != stage:
+            return [], None
+        return part["metrics"], part["scalars"]
 
     def next_epochs(self) -> dict[str, int]:
         """First epoch of each log that is still to come."""
@@ -52,6 +69,19 @@ class Progress:
     def from_json(cls, values: dict) -> "Progress":
         """Inverse of `to_json`."""
         return cls(**values | {"clusters": np.asarray(values["clusters"], np.int32)})
+
+
+def part_of_epoch(
+    stage: str, metrics: list[dict[str, float]], scalars: dict[str, float]
+) -> dict[str, Any]:
+    """An epoch left in the middle, as JSON values.
+
+    Args:
+      stage: "prompts" or "encoder".
+      metrics: of the steps that are done.
+      scalars: figures of the start of the epoch.
+    """
+    return {"stage": stage, "metrics": metrics, "scalars": scalars}
 
 
 def summarize(
@@ -91,11 +121,20 @@ def summarize(
 
 
 def pack(
-    state: TrainState, prompt_state: PromptState, class_text: jax.Array | None
+    state: TrainState,
+    prompt_state: PromptState,
+    class_text: jax.Array | None,
+    *,
+    memory: bool = False,
 ) -> dict[str, Any]:
     """The arrays of a run as a nested dictionary that names no optimiser class.
 
-    The memory banks are left out: every epoch rebuilds them from features.
+    Args:
+      state: of the encoder.
+      prompt_state: of the prompts.
+      class_text: texts of the classes, once there are any.
+      memory: with the memory banks; at the borders of epochs they are left out, as every epoch
+        rebuilds them from features.
     """
     tree = {
         "params": state.params,
@@ -106,6 +145,8 @@ def pack(
         "step": state.step,
         "prompts": leaves_by_path(prompt_state),
     }
+    if memory:
+        tree["memory"] = state.memory
     return tree if class_text is None else tree | {"class_text": class_text}
 
 
@@ -117,13 +158,17 @@ def unpack(
     Raises:
       ValueError: the checkpoint is of another model.
     """
+    rows = state.classifier.shape[0]  # which depend on the devices where these share them
     restored = state.replace(
         step=tree["step"],
         params=_same_keys(state.params, tree["params"]),
         batch_stats=_same_keys(state.batch_stats, tree["batch_stats"]),
         opt_state=restore_leaves(state.opt_state, tree["opt_state"]),
-        classifier=tree["classifier"],
-        classifier_opt=restore_leaves(state.classifier_opt, tree["classifier_opt"]),
+        classifier=with_rows(tree["classifier"], rows),
+        classifier_opt=restore_leaves(
+            state.classifier_opt, {k: with_rows(x, rows) for k, x in tree["classifier_opt"].items()}
+        ),
+        memory=tree.get("memory", {}),
     )
     return restored, restore_leaves(prompt_state, tree["prompts"]), tree.get("class_text")
 

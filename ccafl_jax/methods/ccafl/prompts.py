@@ -9,15 +9,17 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from flax import nnx
-from tqdm import tqdm
+from jax.sharding import Mesh
 
 from ccafl_jax import losses
 from ccafl_jax.data.samplers import shuffled_batches
 from ccafl_jax.methods.ccafl.config import PromptsConfig
 from ccafl_jax.models.prompts import PromptTemplate, assemble
 from ccafl_jax.numerics import einsum
-from ccafl_jax.training.log import mean_metrics
+from ccafl_jax.training.layout import REPLICATED, constrain
+from ccafl_jax.training.loop import is_finite, keep_where
 from ccafl_jax.training.optimizers import coupled_adam, prompt_cosine
+from ccafl_jax.training.sharding import host_local, shard_rows
 from ccafl_jax.training.state import FlatDict, merge_model
 
 
@@ -78,6 +80,8 @@ def make_prompt_step(
     template: PromptTemplate,
     config: PromptsConfig,
     *,
+    mesh: Mesh | None = None,
+    skip_nonfinite: bool = False,
     on_trace: Callable[[str], None] = lambda name: None,
 ) -> Callable:
     """Builds `step(state, context, rows, valid, learning_rate) -> (state, metrics)`, jitted.
@@ -86,6 +90,8 @@ def make_prompt_step(
       graphdef: of the text tower.
       template: the sentence and the positions of the learned vectors.
       config: options of the stage.
+      mesh: the devices, on all of which the new state is whole; None leaves that to the compiler.
+      skip_nonfinite: leave the state as it was where loss or gradient are not finite.
       on_trace: called with "prompts" at each trace.
 
     Source: specification 2.3; the loss is a sum over the cameras of the batch of both directions
@@ -110,46 +116,33 @@ def make_prompt_step(
         loss, gradient = jax.value_and_grad(loss_fn)(state.prompts)
         updates, opt_state = tx.update(gradient, state.opt_state, state.prompts)
         prompts = state.prompts - (learning_rate * updates).astype(state.prompts.dtype)
-        return PromptState(prompts=prompts, opt_state=opt_state), {"loss": loss}
+        new_state = PromptState(prompts=prompts, opt_state=opt_state)
+        metrics = {"loss": loss, "grad_norm": optax.tree.norm(gradient)}
+        if skip_nonfinite:
+            new_state = keep_where(is_finite(metrics), new_state, state)
+        if mesh is not None:
+            new_state, metrics = constrain((new_state, metrics), mesh, REPLICATED)
+        return new_state, metrics
 
     return jax.jit(step, donate_argnums=0)
 
 
-def epochs(
-    step: Callable,
-    state: PromptState,
-    context: PromptContext,
-    config: PromptsConfig,
-    *,
-    seed: int,
-    start: int = 0,
-) -> Iterator[tuple[int, PromptState, dict[str, float]]]:
-    """Trains with a bar; yields after each epoch its number, the state and the mean metrics.
+def batches(
+    images: int, config: PromptsConfig, mesh: Mesh, *, seed: int, epoch: int, first: int = 0
+) -> Iterator[tuple[jax.Array, jax.Array]]:
+    """The batches of an epoch, laid over the devices: int32[batch] rows and bool[batch] valid.
 
     Args:
-      step: from :func:`make_prompt_step`; it consumes the states it is given.
-      state: at the start.
-      context: see there.
+      images: how many there are.
       config: options of the stage.
+      mesh: the devices.
       seed: of the order of the images.
-      start: first epoch.
+      epoch: counted from 0.
+      first: batches that are left out at the start.
     """
-    count = context.label.shape[0]
-    bar = tqdm(
-        total=config.epochs, initial=start, desc="prompts", unit="epoch", leave=False, disable=None
-    )
-    for epoch in range(start, config.epochs):
-        rate = np.asarray(learning_rate(epoch, config), state.prompts.dtype)
-        rows, valid = shuffled_batches(count, seed=seed, epoch=epoch, batch=config.batch)
-        found = []
-        for batch_rows, batch_valid in zip(rows, valid, strict=True):
-            state, metrics = step(state, context, batch_rows, batch_valid, rate)
-            found.append(metrics)
-        means = mean_metrics(found) | {"learning_rate": float(rate)}
-        bar.set_postfix(loss=f"{means['loss']:.3f}")
-        bar.update()
-        yield epoch, state, means
-    bar.close()
+    rows, valid = shuffled_batches(images, seed=seed, epoch=epoch, batch=config.batch)
+    for batch in zip(rows[first:], valid[first:], strict=True):
+        yield tuple(shard_rows(array, mesh) for array in batch)
 
 
 def learning_rate(epoch: int, config: PromptsConfig) -> float:
@@ -166,21 +159,21 @@ def learning_rate(epoch: int, config: PromptsConfig) -> float:
 
 def make_class_texts(
     graphdef: nnx.GraphDef, template: PromptTemplate, *, batch: int = 256
-) -> Callable[[FlatDict, jax.Array, jax.Array], jax.Array]:
+) -> Callable[[FlatDict, jax.Array, jax.Array], np.ndarray]:
     """Builds `(text_params, sentence, prompts[classes, 4, width]) -> float[classes, embed]`."""
 
     @jax.jit
-    def encode(text_params, sentence, prompts):
-        return encode_prompts(graphdef, template, text_params, sentence, prompts)
+    def encode(text_params, sentence, prompts, rows):
+        return encode_prompts(graphdef, template, text_params, sentence, prompts[rows])
 
-    def class_texts(text_params: FlatDict, sentence: jax.Array, prompts: jax.Array) -> jax.Array:
+    def class_texts(text_params: FlatDict, sentence: jax.Array, prompts: jax.Array) -> np.ndarray:
         count = prompts.shape[0]
         size = min(batch, count)
         parts = []
         for start in range(0, count, size):
             rows = np.minimum(np.arange(start, start + size), count - 1)
-            parts.append(encode(text_params, sentence, prompts[rows]))
-        return jnp.concatenate(parts)[:count]
+            parts.append(host_local(encode(text_params, sentence, prompts, rows)))
+        return np.concatenate(parts)[:count]
 
     return class_texts
 

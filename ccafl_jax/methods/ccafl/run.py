@@ -5,56 +5,71 @@ epoch ends with a checkpoint, and `resume` continues after the last complete one
 functions of (seed, epoch or step), so nothing but the state has to be carried over.
 """
 
+import collections
+import contextlib
 import dataclasses
 import functools
 import logging
 import pathlib
+import sys
 import time
 from collections.abc import Callable
+from typing import NoReturn
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from tqdm import tqdm
 
+from ccafl_jax.data.decoded import load_images
 from ccafl_jax.data.labels import intra_camera_labels
 from ccafl_jax.data.records import Records, ReIDDataset
+from ccafl_jax.data.sources import PixelFormat
 from ccafl_jax.methods.ccafl import holdout, memories, prompts
 from ccafl_jax.methods.ccafl.config import CCAFLConfig
 from ccafl_jax.methods.ccafl.metadata import (
     check_resumable,
+    class_digest,
     describe_checkpoint,
     describe_run,
     training_digest,
 )
 from ccafl_jax.methods.ccafl.model import image_model
 from ccafl_jax.methods.ccafl.phases import (
+    Context,
     Phase,
     initial_state,
+    layout_rules,
     learning_rate,
     make_step,
     phase_of,
     report_classifier,
 )
-from ccafl_jax.methods.ccafl.progress import Progress, pack, summarize, unpack
+from ccafl_jax.methods.ccafl.progress import Progress, pack, part_of_epoch, summarize, unpack
 from ccafl_jax.models.clip import CLIP, Tokenizer
 from ccafl_jax.models.prompts import init_prompts, prompt_template, template_embeddings
 from ccafl_jax.pseudo_labels.cross_camera import diagnostics
 from ccafl_jax.report.summary import result_table, summary_rows, write_json
 from ccafl_jax.training.checkpoints import Checkpoints
+from ccafl_jax.training.compilation import costs
 from ccafl_jax.training.description import check_digest
-from ccafl_jax.training.extract import Extractor
+from ccafl_jax.training.extract import Extractor, Stopped
 from ccafl_jax.training.features import feature_extractor, query_then_gallery, score
-from ccafl_jax.training.log import RunLog, format_line, mean_metrics
-from ccafl_jax.training.sharding import check_batch, make_mesh, replicate, shard_rows
-from ccafl_jax.training.state import split_model
+from ccafl_jax.training.inputs import ImageInput, StreamedImages, choose_input
+from ccafl_jax.training.layout import layout, padded_rows, with_rows
+from ccafl_jax.training.log import RunLog, format_line
+from ccafl_jax.training.loop import Loop, Watchdog, mean_metrics
+from ccafl_jax.training.preemption import Preempted
+from ccafl_jax.training.processes import from_first, is_first
+from ccafl_jax.training.sharding import check_batch, make_mesh, place, replicate
+from ccafl_jax.training.state import TrainState, split_model
 
 log = logging.getLogger("ccafl_jax")
 
 
 @dataclasses.dataclass(frozen=True)
 class Images:
-    """Decoded images of a data set: uint8[n, height, width, 3].
+    """Images of a data set: records to be decoded, or uint8[n, height, width, 3].
 
     Attributes:
       train: in the order of `dataset.train`.
@@ -62,9 +77,9 @@ class Images:
       val: images held out of training, in the order of `held_out`; None where there are none.
     """
 
-    train: np.ndarray
-    test: np.ndarray
-    val: np.ndarray | None = None
+    train: Records | np.ndarray
+    test: Records | np.ndarray
+    val: Records | np.ndarray | None = None
 
 
 class Run:
@@ -84,29 +99,60 @@ class Run:
         """Args:
         config: options.
         dataset: records of the training, query and gallery sets.
-        images: their pixels.
+        images: their images.
         clip: both towers, at the size of the images.
         tokenizer: of the text tower.
         workdir: the run folder.
         held_out: records of `images.val`; the training set is without them.
         """
         config.association.function()  # a name that cannot be found is told before any work
-        self.config = config
+        self.asked = config
+        self.config = config = config.scaled()
         self.dataset = dataset
         self.workdir = workdir
         self.mesh = make_mesh(config.devices)
-        check_batch(config.sampler.classes * config.sampler.images, self.mesh)
+        check_batch(config.sampler.classes * config.sampler.images, self.mesh, "sampler.classes")
+        if "prompts" in config.stages:
+            check_batch(config.prompts.batch, self.mesh, "prompts.batch")
         self.labels = intra_camera_labels(dataset.train.pid, dataset.train.camid)
         config.sampler.check_classes(self.num_classes)
-        self.images = replicate(images.train, self.mesh)
-        self.test_images = images.test
-        self.val_images, self.held_out = images.val, held_out
+        self.images = self._input(images.train, config.input.kind)
+        # Those of the test set are needed once in a while, and stay on the host.
+        self.test_images = self._input(images.test, "host")
+        self.val_images = None if held_out is None else self._input(images.val, "host")
+        self.held_out = held_out
 
         template = prompt_template(tokenizer, prefix_tokens=config.prompts.prefix_tokens)
         self._init_models(clip, template)
-        self.checkpoints = Checkpoints(workdir / "checkpoints", keep=config.keep_checkpoints)
+        images = {"val": "held-out identities", "test": "test set"}.get(config.keep_best)
+        self.checkpoints = Checkpoints(
+            workdir / "checkpoints",
+            keep=config.keep_checkpoints,
+            best_by=f"mAP of the {images}" if images else "score",
+        )
+        # Of a run that was asked to end inside an epoch; the only ones that hold memory banks.
+        self.preempted = Checkpoints(workdir / "preempted", keep=1)
         self.progress = Progress()
         self.traces: list[str] = []
+        self.loop = Loop()
+
+    def _input(self, images: Records | np.ndarray, kind: str) -> ImageInput:
+        config = self.config
+        progress = sys.stderr.isatty()  # no bar in log files
+        pixels = PixelFormat(config.data.height, config.data.width)
+        if kind != "host":
+            return choose_input(
+                images,
+                pixels,
+                self.mesh,
+                kind=kind,
+                share=config.input.share,
+                cache=config.data.cache,
+                progress=progress,
+            )
+        if isinstance(images, Records) and (self.images.resident or config.data.cache):
+            images = load_images(images, pixels, cache=config.data.cache, progress=progress)
+        return StreamedImages(images, self.mesh, pixels=pixels)
 
     def _init_models(self, clip: CLIP, template) -> None:
         config = self.config
@@ -123,14 +169,15 @@ class Run:
         classifier = jax.nn.initializers.xavier_uniform()(
             classifier_key, (classes, self.model_config.features)
         )
+        rows = padded_rows(classes, self.mesh, split=config.scale.shard_classes)
         initial_prompts = init_prompts(prompt_key, classes, width=self.sentence.shape[-1])
         self._build_extractors()
-        state = initial_state(config, params, batch_stats, classifier)
+        state = initial_state(config, params, batch_stats, with_rows(classifier, rows))
         prompt_state = prompts.PromptState(
             prompts=initial_prompts,
             opt_state=prompts.prompt_optimizer(config.prompts).init(initial_prompts),
         )
-        self.state = replicate(state, self.mesh)
+        self.state = self._laid_out(state)
         self.prompt_state = replicate(prompt_state, self.mesh)
         self.class_text: jax.Array | None = None
 
@@ -158,18 +205,33 @@ class Run:
             images, camid = self.val_images, self.held_out.camid
         else:
             images, camid = self.test_images, query_then_gallery(self.dataset)[1]
-        return extractor(self.state.params, self.state.batch_stats, images, camid)
+        state, stop = self.state, self.loop.should_stop
+        try:
+            return extractor(state.params, state.batch_stats, images, camid, stop=stop)
+        except Stopped as stopped:
+            raise Preempted(str(stopped)) from None
 
     @property
     def num_classes(self) -> int:
         """Accumulated (camera, identity) classes."""
         return int(self.labels.cam_of.shape[0])
 
-    def train(self, *, resume: bool = False) -> dict:
-        """Runs the configured stages and returns the summary."""
-        started = self.checkpoints.latest() is not None
+    def train(
+        self, *, resume: bool = False, allow_changes: bool = False, loop: Loop | None = None
+    ) -> dict:
+        """Runs the configured stages and returns the summary.
+
+        Args:
+          resume: go on after the last checkpoint, if there is one.
+          allow_changes: go on with other options or other code than the run began with.
+          loop: how steps are watched, stopped and profiled.
+
+        Raises:
+          Preempted: `loop.stop` said so; everything that was done is saved.
+        """
+        started = self._latest() is not None
         if resume and started:
-            self._restore()
+            self._restore(allow_changes=allow_changes)
         elif resume:
             log.info("nothing to resume in %s: starting anew", self.workdir)
         elif started:
@@ -179,21 +241,75 @@ class Run:
             )
         if {"intra", "inter"} & set(self.config.stages):
             self._check_texts()
+        self.loop = loop or Loop()
+        self.loop.watchdog = Watchdog(
+            allowed=self.config.skip_nonfinite,
+            skipped=self.progress.skipped,
+            last_good=self.last_checkpoint,
+        )
         self.log = RunLog(
             self.workdir,
             dataset=self.dataset.name,
             resume_at=self.progress.next_epochs() if resume else None,
         )
         self._seconds_before = self.progress.seconds
-        if self.progress.zero_shot is None:
-            self._zero_shot()
+        try:
+            if self.progress.zero_shot is None:
+                self._zero_shot()
+            if "prompts" in self.config.stages:
+                self._train_prompts()
+            if {"intra", "inter"} & set(self.config.stages):
+                self._train_encoder()
+            return self._write_summary()
+        finally:
+            if self.loop.profile:
+                self.loop.profile.close()
+            self.log.close()
+
+    def dry_run(self) -> dict[str, dict[str, float]]:
+        """Compiles the step of every phase and returns what each takes, see `costs`."""
+        found = {}
         if "prompts" in self.config.stages:
-            self._train_prompts()
-        if {"intra", "inter"} & set(self.config.stages):
-            self._train_encoder()
-        summary = self._write_summary()
-        self.log.close()
-        return summary
+            found["prompts"] = costs(self._lowered_prompts().compile())
+        epochs = range(self.config.schedule.epochs)
+        for phase in dict.fromkeys(phase_of(epoch, self.config) for epoch in epochs):
+            if phase.stage in self.config.stages:
+                found[phase.name] = costs(self._lowered(phase).compile())
+        return found
+
+    def _lowered_prompts(self) -> jax.stages.Lowered:
+        config = self.config.prompts
+        step = prompts.make_prompt_step(
+            self.text_graph, self.template, config, mesh=self.mesh, on_trace=self.traces.append
+        )
+        shape = len(self.dataset.train), self.model_config.embed_dim
+        context = self._prompt_context(np.zeros(shape, self.sentence.dtype))
+        batches = prompts.batches(
+            len(self.dataset.train), config, self.mesh, seed=self.config.seed, epoch=0
+        )
+        rate = np.asarray(0, self.prompt_state.prompts.dtype)
+        return step.lower(self.prompt_state, context, *next(batches), rate)
+
+    def _lowered(self, phase: Phase) -> jax.stages.Lowered:
+        """With banks as large as they will be, and one cluster."""
+        self.progress.clusters = np.full(self.num_classes, -1, np.int32)
+        self.progress.clusters[: self.config.sampler.classes] = 0
+        if self.class_text is None:
+            width = self.model_config.embed_dim
+            self.class_text = np.zeros((self.num_classes, width), self.state.classifier.dtype)
+        shape = len(self.dataset.train), self.model_config.features
+        features = jnp.ones(shape, self.state.classifier.dtype)
+        context = self._begin(0, phase, features)
+        plan = memories.batch_plan(
+            self.config,
+            dataclasses.replace(phase, stage="intra"),  # by classes, whatever the sampler
+            0,
+            self.labels.label,
+            self.progress.clusters,
+        )
+        rate = np.asarray(0, self.state.classifier.dtype)
+        with contextlib.closing(self.images.batches(plan[:1])) as batches:
+            return self._make_step(phase).lower(self.state, context, *next(batches), rate)
 
     # Stage 0: the encoder as it came.
 
@@ -224,22 +340,51 @@ class Run:
         if start >= config.epochs:
             return
         clock = time.monotonic()
-        context = self._prompt_context()
+        context = self._prompt_context(self._extract(self.extract_g))
         step = prompts.make_prompt_step(
-            self.text_graph, self.template, config, on_trace=self.traces.append
+            self.text_graph,
+            self.template,
+            config,
+            mesh=self.mesh,
+            skip_nonfinite=self.config.skip_nonfinite > 0,
+            on_trace=self.traces.append,
         )
-        for epoch, state, means in prompts.epochs(
-            step, self.prompt_state, context, config, seed=self.config.seed, start=start
-        ):
-            self.prompt_state = state
+        bar = _bar(config.epochs, "prompts", unit="epoch", initial=start)
+        for epoch in range(start, config.epochs):
+            means = self._prompt_epoch(epoch, step, context)
+            bar.set_postfix(loss=f"{means['loss']:.3f}")
+            bar.update()
             self.log.write("prompts", epoch, means)
             self.progress.prompt_epochs = epoch + 1
             if epoch + 1 < config.epochs:  # the last one is saved with the texts
                 self._save()
+        bar.close()
         self._finish_prompts(context, means["loss"], clock)
 
-    def _prompt_context(self) -> prompts.PromptContext:
-        g = self._extract(self.extract_g)
+    def _prompt_epoch(self, epoch: int, step: Callable, context: prompts.PromptContext) -> dict:
+        config = self.config.prompts
+        found, _ = self.progress.take_part("prompts")
+        rate = np.asarray(prompts.learning_rate(epoch, config), self.prompt_state.prompts.dtype)
+        batches = prompts.batches(
+            len(self.dataset.train),
+            config,
+            self.mesh,
+            seed=self.config.seed,
+            epoch=epoch,
+            first=len(found),
+        )
+        self.prompt_state, complete = self.loop.steps(
+            lambda state, batch: step(state, context, *batch, rate),
+            self.prompt_state,
+            batches,
+            found,
+            where=f"epoch {epoch + 1} of prompts",
+        )
+        if not complete:
+            self._leave("prompts", found, {})
+        return mean_metrics(found) | {"learning_rate": float(rate)}
+
+    def _prompt_context(self, g: jax.Array | np.ndarray) -> prompts.PromptContext:
         context = prompts.PromptContext(
             text_params=self.text_params,
             sentence=self.sentence,
@@ -277,31 +422,23 @@ class Run:
         if start >= stop:
             return
         steps: dict[Phase, Callable] = {}
-        bar = tqdm(
-            total=(stop - start) * schedule.iterations,
-            desc="training",
-            unit="step",
-            leave=False,
-            disable=None,  # no bar where nobody watches; the epoch lines remain
-        )
+        bar = _bar((stop - start) * schedule.iterations, "training", unit="step")
         clock = time.monotonic()
         for epoch in range(start, stop):
             phase = phase_of(epoch, self.config)
             if phase not in steps:
-                steps[phase] = make_step(
-                    self.graphdef,
-                    list(self.state.params),
-                    phase,
-                    self.config,
-                    on_trace=self.traces.append,
-                )
-            scalars = self._encoder_epoch(epoch, phase, steps[phase], bar)
-            self.progress.encoder_epochs = epoch + 1
-            last = {schedule.epochs: "inter", min(border, schedule.epochs): "intra"}
-            ends = last.get(epoch + 1)
+                steps[phase] = self._make_step(phase)
+            ends = {schedule.epochs: "inter", min(border, schedule.epochs): "intra"}.get(epoch + 1)
             every = self.config.evaluation.every
-            if ends or (every and (epoch + 1) % every == 0):
-                result = self.evaluate()
+            scalars, result = self._encoder_epoch(
+                epoch,
+                phase,
+                steps[phase],
+                bar,
+                evaluate=bool(ends or (every and (epoch + 1) % every == 0)),
+            )
+            self.progress.encoder_epochs = epoch + 1
+            if result:
                 scalars |= _headline(result)
                 holdout.watch(self.progress.val_history, result)
                 if ends:
@@ -311,8 +448,11 @@ class Run:
                     self.progress.stages.append({"name": ends, **result, **measured})
             self.progress.gid_accuracy = scalars["gid_accuracy"]
             self.log.write("encoder", epoch, scalars)
-            tqdm.write(f"epoch {epoch + 1}/{schedule.epochs} {phase.name}: " + _epoch_line(scalars))
-            self._save()
+            if is_first():
+                tqdm.write(
+                    f"epoch {epoch + 1}/{schedule.epochs} {phase.name}: " + _epoch_line(scalars)
+                )
+            self._save(result)
         bar.close()
 
     def _check_texts(self) -> None:
@@ -323,42 +463,76 @@ class Run:
                 "--resume), or set text.intra and text.inter to False"
             )
 
-    def _encoder_epoch(self, epoch: int, phase: Phase, step: Callable, bar: tqdm) -> dict:
-        config = self.config
-        features = self._extract(self.extract_f)
-        scalars = self._associate(epoch, phase, features)
-        if phase.ical and not phase_of(epoch - 1, config).ical:
-            report_classifier(self.progress.gid_accuracy, self.num_classes)
+    def _make_step(self, phase: Phase) -> Callable:
+        return make_step(
+            self.graphdef,
+            list(self.state.params),
+            phase,
+            self.config,
+            mesh=self.mesh,
+            resident=self.images.resident,
+            on_trace=self.traces.append,
+        )
+
+    def _encoder_epoch(
+        self, epoch: int, phase: Phase, step: Callable, bar: tqdm, *, evaluate: bool = False
+    ) -> tuple[dict, dict | None]:
+        """One epoch of stages 2 and 3, or what is left of it.
+
+        Returns:
+          Its scalars, and the figures of the evaluation at its end where one is asked for.
+        """
+        found, scalars = self.progress.take_part("encoder")
+        if scalars is None:
+            features = self._extract(self.extract_f)
+            scalars = self._associate(epoch, phase, features)
+            if phase.ical and not phase_of(epoch - 1, self.config).ical:
+                report_classifier(self.progress.gid_accuracy, self.num_classes)
+            context = self._begin(epoch, phase, features)
+        else:
+            bar.update(len(found))
+            context = self._begin(epoch, phase, None)
+        rate = np.asarray(self._learning_rate(epoch), self.state.classifier.dtype)
+        plan = self._plan(epoch, phase)[len(found) :]
+        with contextlib.closing(self.images.batches(plan)) as batches:
+            self.state, complete = self.loop.steps(
+                lambda state, batch: step(state, context, *batch, rate),
+                self.state,
+                batches,
+                found,
+                where=f"epoch {epoch + 1}, {phase.name}",
+                each=bar.update,
+            )
+        if not complete:
+            self._leave("encoder", found, scalars)
+        try:
+            result = self.evaluate() if evaluate else None
+        except Preempted:
+            self._leave("encoder", found, scalars)
+        return mean_metrics(found) | scalars | {"learning_rate": float(rate)}, result
+
+    def _begin(self, epoch: int, phase: Phase, features: jax.Array | None) -> Context:
+        """The tables of an epoch; the memory banks are filled from features, if these are given."""
         texts = self.class_text
         if texts is None:  # no text loss is on
             texts = jnp.zeros((self.num_classes, 1), self.state.classifier.dtype)
         draws = self._draw_instances(epoch)
         context = memories.make_context(
-            config,
+            self.config,
             label=self.labels.label,
             cam_of=self.labels.cam_of,
             class_text=texts,
             clusters=self.progress.clusters,
             draws=draws,
+            mesh=self.mesh,
         )
-        memory = memories.make_memory(phase, features, context, draws)
-        context, memory = replicate((context, memory), self.mesh)
-        self.state = self.state.replace(memory=memory)
-        rate = np.asarray(self._learning_rate(epoch), self.state.classifier.dtype)
-        found = []
-        for rows in self._plan(epoch, phase):
-            self.state, metrics = step(
-                self.state, context, self.images, shard_rows(rows, self.mesh), rate
-            )
-            found.append(metrics)
-            bar.update()
-        means = mean_metrics(found)
-        if not np.isfinite(means["total"]):
-            raise FloatingPointError(
-                f"the loss of epoch {epoch + 1} is {means['total']}: lower optimizer.base_lr, or "
-                "resume from the last checkpoint with another seed"
-            )
-        return means | scalars | {"learning_rate": float(rate)}
+        if features is not None:
+            memory = memories.make_memory(phase, features, context, draws)
+            self.state = self._laid_out(self.state.replace(memory=memory))
+        return replicate(context, self.mesh)
+
+    def _laid_out(self, state: TrainState) -> TrainState:
+        return place(state, layout(state, self.mesh, layout_rules(self.config)))
 
     def _associate(self, epoch: int, phase: Phase, features: jax.Array) -> dict:
         """Renews the pseudo identities when due; in stage 2 the result is only logged."""
@@ -366,12 +540,21 @@ class Run:
         border = self.config.schedule.border("intra_epochs")
         if phase.stage == "inter" and (epoch - border) % config.every:
             return {}
-        found = memories.associate_features(features, self.labels.label, self.labels.cam_of, config)
-        self.progress.clusters = found.labels
-        report = diagnostics(found, self.labels.pid_of, self.labels.cam_of)
-        if phase.stage == "inter" and found.num_clusters == 0:
+
+        def build() -> dict:
+            found = memories.associate_features(
+                features, self.labels.label, self.labels.cam_of, config
+            )
+            report = diagnostics(found, self.labels.pid_of, self.labels.cam_of)
+            report = {f"association_{key}": float(value) for key, value in report.items()}
+            return {"clusters": np.asarray(found.labels, np.int32), "report": report}
+
+        # Near-tied distances may be ordered differently elsewhere: all take the first one's labels.
+        built = from_first(build)
+        self.progress.clusters = built["clusters"]
+        if phase.stage == "inter" and self.progress.clusters.max(initial=-1) < 0:
             log.warning("no class was associated across cameras: stage 3 has nothing to learn")
-        return {f"association_{key}": float(value) for key, value in report.items()}
+        return built["report"]
 
     def _draw_instances(self, epoch: int) -> memories.InstanceDraws:
         return memories.instance_draws(self.config, self.labels.label, self.num_classes, epoch)
@@ -391,17 +574,61 @@ class Run:
         result = self._score(self._extract(self.extract_f, "test"))
         if self.held_out is not None:
             features = self._extract(self.extract_f, "val")
-            result["val"] = holdout.score_held_out(features, self.held_out)
+            result["val"] = from_first(lambda: holdout.score_held_out(features, self.held_out))
         return result
 
     def _score(self, features: jax.Array) -> dict:
-        return score(features, self.dataset, no_match=self.config.evaluation.no_match)
+        no_match = self.config.evaluation.no_match
+        return from_first(lambda: score(features, self.dataset, no_match=no_match))
 
-    def _save(self) -> None:
+    def _save(self, result: dict | None = None) -> None:
+        """Saves at the border of an epoch, with the figures of its evaluation if there was one."""
+        best = None
+        if result and self.config.keep_best:
+            figures = result["val"] if self.config.keep_best == "val" else result
+            best = figures["mAP"]
+        self._write(self.checkpoints, self.progress.number, best=best)
+        self.preempted.remove_all()
+
+    def _write(
+        self,
+        checkpoints: Checkpoints,
+        number: int,
+        *,
+        memory: bool = False,
+        best: float | None = None,
+    ) -> None:
         self.progress.seconds = self._seconds_before + self.log.seconds
+        self.progress.skipped = self.loop.watchdog.skipped
         meta = describe_checkpoint(self._description(), self.progress, self.state)
-        tree = pack(self.state, self.prompt_state, self.class_text)
-        self.checkpoints.save(self.progress.number, tree, meta)
+        tree = pack(self.state, self.prompt_state, self.class_text, memory=memory)
+        checkpoints.save(number, tree, meta, best=best)
+
+    def _leave(self, stage: str, found: list, scalars: dict) -> NoReturn:
+        """Saves in the middle of an epoch and ends the run."""
+        self.progress.part = part_of_epoch(stage, found, scalars)
+        number = 1 + (self.preempted.latest() or 0)
+        self._write(self.preempted, number, memory=stage == "encoder")
+        raise Preempted(f"saved after {len(found)} steps of an epoch")
+
+    def _latest(self) -> Checkpoints | None:
+        """Where the newest checkpoint lies; None where there is none."""
+        if self.preempted.latest() is not None:
+            left = Progress.from_json(self.preempted.restore_meta()["progress"])
+            if left.number >= (self.checkpoints.latest() or 0):
+                return self.preempted
+        return self.checkpoints if self.checkpoints.latest() is not None else None
+
+    def last_checkpoint(self) -> str:
+        """Words that name the newest checkpoint."""
+        number = self.checkpoints.latest()
+        if number is None:
+            return f"there is no checkpoint in {self.workdir} yet"
+        return f"the last checkpoint is {number} in {self.workdir}"
+
+    @functools.cached_property
+    def _class_table(self) -> str:
+        return class_digest(self.labels)
 
     @functools.cached_property
     def _training_set(self) -> str:
@@ -409,41 +636,60 @@ class Run:
 
     def _description(self) -> dict:
         return describe_run(
-            self.config,
+            self.asked,
             self.model_config,
             self.dataset,
             workdir=self.workdir,
             classes=self.num_classes,
             training_set=self._training_set,
+            class_table=self._class_table,
         )
 
-    def _restore(self) -> None:
-        meta = self.checkpoints.restore_meta()
+    def _restore(self, *, allow_changes: bool = False) -> None:
+        checkpoints = self._latest()
+        meta = checkpoints.restore_meta()
         holdout.check_same_hold_out(meta, self.config, str(self.workdir))
-        check_resumable(meta, self._description(), self.workdir)
-        tree = self.checkpoints.restore()
+        check_resumable(meta, self._description(), self.workdir, allow_changes=allow_changes)
+        tree = checkpoints.restore()
         check_digest(meta, tree["params"], tree["batch_stats"], where=str(self.workdir))
-        restored = unpack(tree, self.state, self.prompt_state)
-        self.state, self.prompt_state, self.class_text = replicate(restored, self.mesh)
+        state, prompt_state, self.class_text = unpack(tree, self.state, self.prompt_state)
+        self.state = self._laid_out(state)
+        self.prompt_state = replicate(prompt_state, self.mesh)
         self.progress = Progress.from_json(meta["progress"])
         log.info(
-            "resumed after %d prompt and %d encoder epochs",
+            "resumed after %d prompt and %d encoder epochs%s",
             self.progress.prompt_epochs,
             self.progress.encoder_epochs,
+            f" and {len(self.progress.part['metrics'])} steps" if self.progress.part else "",
         )
 
     def _write_summary(self) -> dict:
+        counts = collections.Counter(self.traces)
+        log.info("traced: %s", ", ".join(f"{name} {count}" for name, count in counts.items()))
         summary = summarize(
             self.progress,
             self.config,
             dataset=self.dataset.name,
             classes=self.num_classes,
-            train_images=int(self.images.shape[0]),
+            train_images=len(self.dataset.train),
             seconds=self._seconds_before + self.log.seconds,
         )
-        write_json(self.workdir / "summary.json", summary)
-        print(result_table(summary_rows(summary)))
+        if is_first():
+            write_json(self.workdir / "summary.json", summary)
+            print(result_table(summary_rows(summary)))
         return summary
+
+
+def _bar(total: int, description: str, *, unit: str, initial: int = 0) -> tqdm:
+    """A bar where somebody watches; elsewhere the lines of the epochs remain."""
+    return tqdm(
+        total=total,
+        initial=initial,
+        desc=description,
+        unit=unit,
+        leave=False,
+        disable=None if is_first() else True,
+    )
 
 
 def _headline(metrics: dict) -> dict:

@@ -5,17 +5,14 @@ import importlib.resources
 import logging
 import os
 import pathlib
-import sys
 
 import jax.numpy as jnp
 import numpy as np
 
-from ccafl_jax.data.decoded import load_images
 from ccafl_jax.data.labels import check_cameras
 from ccafl_jax.data.layouts import require_images
 from ccafl_jax.data.opening import open_dataset
-from ccafl_jax.data.records import Records, ReIDDataset
-from ccafl_jax.data.sources import PixelFormat
+from ccafl_jax.data.records import ReIDDataset
 from ccafl_jax.methods.ccafl.config import CCAFLConfig, DataConfig, ModelConfig
 from ccafl_jax.methods.ccafl.holdout import split_held_out
 from ccafl_jax.methods.ccafl.run import Images, Run
@@ -52,7 +49,7 @@ def prepare_run(config: CCAFLConfig, *, workdir: pathlib.Path, root: str) -> Run
     return Run(
         config,
         dataset=dataset,
-        images=read_images(dataset, config.data, held_out=held_out),
+        images=Images(train=dataset.train, test=dataset.query.join(dataset.gallery), val=held_out),
         clip=clip,
         tokenizer=tokenizer,
         workdir=workdir,
@@ -88,23 +85,6 @@ def open_training_set(config: DataConfig, root: str | os.PathLike) -> ReIDDatase
     for text in warnings:
         log.warning("%s: %s", dataset.root, text)
     return dataset
-
-
-def read_images(
-    dataset: ReIDDataset, config: DataConfig, *, held_out: Records | None = None
-) -> Images:
-    """Decodes and resizes all splits."""
-
-    def read(records: Records) -> np.ndarray:
-        watched = sys.stderr.isatty()  # no bar in log files
-        pixels = PixelFormat(config.height, config.width)
-        return load_images(records, pixels, cache=config.cache, progress=watched)
-
-    return Images(
-        train=read(dataset.train),
-        test=read(dataset.query.join(dataset.gallery)),
-        val=None if held_out is None else read(held_out),
-    )
 
 
 def weights_directory(config: ModelConfig) -> pathlib.Path:

@@ -1,0 +1,26 @@
+"""By which code and which libraries a run was computed."""
+
+import functools
+import hashlib
+import importlib.metadata
+import pathlib
+
+import ccafl_jax
+
+LIBRARIES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy", "scipy", "pillow")
+"""That can change numbers, pixels or files."""
+
+
+@functools.cache
+def code_fingerprint() -> dict[str, str]:
+    """The version of this package, and a short sha256 of each of its Python files by name."""
+    root = pathlib.Path(ccafl_jax.__file__).parent
+    files = {path.relative_to(root).as_posix(): path for path in root.rglob("*.py")}
+    hashes = {name: hashlib.sha256(files[name].read_bytes()).hexdigest() for name in sorted(files)}
+    return {"version": ccafl_jax.__version__} | {name: hashes[name][:16] for name in hashes}
+
+
+@functools.cache
+def library_versions() -> dict[str, str]:
+    """Versions of the libraries by name."""
+    return {name: importlib.metadata.version(name) for name in LIBRARIES}

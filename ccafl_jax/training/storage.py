@@ -1,0 +1,31 @@
+"""Folders of a run: on a disk, a mount, or an object store under an address such as gs://."""
+
+import os
+import pathlib
+from typing import TYPE_CHECKING
+
+from ccafl_jax.files import replacing
+
+if TYPE_CHECKING:
+    from etils import epath
+
+
+def open_path(path: str | os.PathLike) -> "epath.Path":
+    """The absolute path of a file or folder, with the methods of `pathlib.Path`."""
+    from etils import epath
+
+    return epath.Path(path).absolute()
+
+
+def is_local(path: str | os.PathLike) -> bool:
+    """Whether files there can be appended to and renamed; objects in a store cannot."""
+    return "://" not in os.fspath(path)
+
+
+def write_text(path: "epath.Path", text: str) -> None:
+    """Writes a file that is complete or not there, whenever the process is killed."""
+    if not is_local(path):  # a store shows an object once all of it is there
+        path.write_text(text)
+        return
+    with replacing(pathlib.Path(path)) as partial:
+        partial.write_text(text, encoding="utf-8")

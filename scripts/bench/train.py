@@ -1,0 +1,298 @@
+"""Speed of CCAFL's training steps, and a projection of its schedule on Market-1501.
+
+Every phase is timed with its own losses, memory banks, augmentation and input, on random weights,
+pixels and labels of Market-1501's size; beside it the bare step: forward, backward and the same
+Adam of the same network on one ready batch, with a trivial loss. Steps are dispatched one after the
+other and waited for at the end of a window; medians and extents are of several windows. Each
+network and dtype runs in a process of its own. Where torch and timm are at hand, the bare step runs
+in PyTorch as well (train_torch.py), compiled on a GPU.
+
+FLOP/s are the compiler's count of the program before it is optimised (of the optimised one where
+the first is not counted, as on GPUs) over the time that a step takes. Peak memory is the
+device's own count for the process so far; "planned" is what the executable needs.
+"""
+
+import argparse
+import json
+import pathlib
+import subprocess
+import sys
+from typing import Any
+
+sys.path.insert(0, str(pathlib.Path(__file__).parents[2]))
+
+from measuring import in_own_process, write
+
+HERE = pathlib.Path(__file__).parent
+EXAMPLES = """\
+examples:
+  python scripts/bench/train.py                                # RN50 small on a CPU; all on a GPU
+  python scripts/bench/train.py --quick --networks RN50        # bfloat16, few repeats
+  python scripts/bench/train.py --torch /opt/torch/bin/python  # an interpreter that has torch
+  python scripts/bench/train.py --json results/train_gpu.json --docs docs/training.md --table gpu
+"""
+
+NETWORKS = ("RN50", "ViT-B/16")
+PHASES = ("prompts", "inter", "inter+text", "inter+text+ical", "intra+text")
+INPUTS = ("resident", "streaming")
+# Goals.
+WAIT = 0.02  # share of the time that steps wait for input
+OVER_BARE = 1.15  # a step of CCAFL over the bare step
+TORCH, TORCH_GOAL = 1.0, 1.5  # images/s of the bare step over PyTorch's
+MINUTES = 20  # for the whole schedule on a GPU
+
+
+def main() -> int:
+    """Measures, prints a table and returns the exit status."""
+    options = parse()
+    if options.alone == "device":
+        from measuring import machine
+
+        print(json.dumps(machine()))
+        return 0
+    if options.alone:
+        import train_work
+
+        print(json.dumps(train_work.measure(train_work.Work(**json.loads(options.alone)))))
+        return 0
+    device = in_own_process(__file__, "device", {})
+    works = chosen(options, cpu=device["platform"] == "cpu")
+    results: dict[str, Any] = {"device": device, "works": {}}
+    failed = []
+    for work in works:
+        name = f"{work['network']} {work['dtype']}"
+        print(f"{name}: {work}", flush=True)
+        try:
+            found = in_own_process(__file__, json.dumps(work), {})
+        except subprocess.CalledProcessError as error:  # the other works still run
+            failed.append(f"{name} ended with status {error.returncode}")
+            continue
+        results["works"][name] = found
+        found["verdicts"] = judge(found)
+        save(results, options)  # what is measured survives a time-out of the rest
+        if options.torch != "never":
+            found["pytorch"] = pytorch(found, options)
+            found["verdicts"] = judge(found)
+            save(results, options)
+    print(f"\n{table(results)}\n")
+    for name, found in results["works"].items():
+        for verdict in found["verdicts"]:
+            print(f"{name}: {verdict['text']}")
+    missed = failed + [
+        f"{name}: {verdict['what']}"
+        for name, found in results["works"].items()
+        for verdict in found["verdicts"]
+        if verdict["required"] and not verdict["met"]
+    ]
+    print(f"requirements missed: {'; '.join(missed) or 'none'}")
+    return 1 if missed else 0
+
+
+def parse() -> argparse.Namespace:
+    """The command line."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, epilog=EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    add = parser.add_argument
+    add("--networks", nargs="+", choices=NETWORKS, help="both; on a CPU RN50")
+    add("--dtypes", nargs="+", choices=["bfloat16", "float32"], help="both; on a CPU float32")
+    add("--phases", nargs="+", choices=PHASES, help="all")
+    add("--inputs", nargs="+", choices=INPUTS, help="resident, and one phase with streaming")
+    add("--batch", nargs=2, type=int, metavar=("P", "K"), help="16 8; on a CPU 4 2")
+    add("--steps", type=int, help="steps in a window (20; on a CPU 1)")
+    add("--repeats", type=int, help="windows of each step (5; on a CPU 3)")
+    add("--scale", type=float, help="of images and classes (1; on a CPU 0.1)")
+    add("--quick", action="store_true", help="bfloat16, no streaming, fewer phases and repeats")
+    add("--tiny", action="store_true", help="tiny networks: a test of this script")
+    add("--torch", default=sys.executable, help="interpreter that has torch and timm, or never")
+    add("--torch-compile", default="default", help="mode of torch.compile on a GPU, or off")
+    add("--json", type=pathlib.Path, help="file for all figures")
+    add("--docs", type=pathlib.Path, help="page whose table is rewritten")
+    add("--table", default="gpu", help="name of the table in the page")
+    add("--alone", help=argparse.SUPPRESS)
+    return parser.parse_args()
+
+
+def chosen(options: argparse.Namespace, *, cpu: bool) -> list[dict[str, Any]]:
+    """The works, fields of `train_work.Work`, with what the command line left open."""
+    quick, small = options.quick, cpu or options.tiny
+    dtypes = ["float32"] if cpu else ["bfloat16"] if quick else ["bfloat16", "float32"]
+    phases = [PHASES[0], *PHASES[-2:]] if quick else list(PHASES)
+    batch = options.batch or ((2, 2) if options.tiny else (4, 2) if cpu else (16, 8))
+    shared = {
+        "classes": batch[0],
+        "images": batch[1],
+        "phases": options.phases or phases,
+        "inputs": options.inputs or (["resident"] if quick else list(INPUTS)),
+        "steps": options.steps or (1 if small else 10 if quick else 20),
+        "repeats": options.repeats or (3 if small or quick else 5),
+        "scale": options.scale or (0.01 if options.tiny else 0.1 if cpu else 1.0),
+        "extracted": 64 if small else None,
+        "tiny": options.tiny,
+    }
+    networks = options.networks or (["RN50"] if cpu else list(NETWORKS))
+    return [
+        {"network": network, "dtype": dtype, **shared}
+        for network in networks
+        for dtype in options.dtypes or dtypes
+    ]
+
+
+def pytorch(found: dict[str, Any], options: argparse.Namespace) -> dict[str, Any]:
+    """The bare step in PyTorch, in a process of its own; `error` where it cannot run."""
+    work, cpu = found["work"], found["device"]["platform"] == "cpu"
+    if work["tiny"]:
+        return {"error": "not compared: the networks are tiny"}
+    request = {
+        "family": work["network"],
+        "batch": work["classes"] * work["images"],
+        "size": found["sizes"]["image"],
+        "embed_dim": found["sizes"]["embed_dim"],
+        "dtype": work["dtype"],
+        "device": "cpu" if cpu else "cuda",
+        "compile": "off" if cpu else options.torch_compile,
+        "window": 0.0 if cpu else work["steps"] * found["bare"]["seconds"]["median"],
+        "repeats": work["repeats"],
+    }
+    command = [options.torch, str(HERE / "train_torch.py"), json.dumps(request)]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+    except OSError as error:
+        return {"error": f"not compared: {error}"}
+    lines = [line for line in done.stdout.splitlines() if line.startswith("{")]
+    if not lines:
+        last = (done.stderr.strip().splitlines() or ["no output"])[-1]
+        return {"error": f"not compared: {last}"}
+    theirs = json.loads(lines[-1])
+    if "error" not in theirs:
+        rate = request["batch"] / theirs["seconds"]["median"]
+        theirs["images_per_second"] = rate
+        for step in steps_of(found).values():
+            step["over_torch"] = step["images_per_second"] / rate
+    return theirs
+
+
+def steps_of(found: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    """Steps of the image encoder by name, the bare one first; those that failed are left out."""
+    steps = {"bare": found["bare"], **found["phases"]}
+    return {name: step for name, step in steps.items() if name != "prompts" and "error" not in step}
+
+
+def judge(found: dict[str, Any]) -> list[dict[str, Any]]:
+    """Requirements and goals: `what`, `required`, `met` and a line of `text`."""
+    verdicts: list[dict[str, Any]] = []
+
+    def note(what: str, value: float, bound: float, *, most: bool, required: bool = True) -> None:
+        met = value <= bound if most else value >= bound
+        text = (
+            f"{'requirement' if required else 'goal'} {'<=' if most else '>='} {bound:g}: {what} "
+            f"is {value:.3g}: {'met' if met else 'MISSED'}"
+        )
+        verdicts.append({"what": what, "required": required, "met": bool(met), "text": text})
+
+    streamed = found.get("streaming", {})
+    for name, step in {**found["phases"], "streaming": streamed}.items():
+        if "error" in step:
+            text = f"{name} failed: {step['error']}"
+            verdicts.append({"what": name, "required": True, "met": False, "text": text})
+    for name, step in steps_of(found).items():
+        if name != "bare":
+            note(f"{name}, share of waiting for input", step["input_wait_share"], WAIT, most=True)
+        if "over_bare" in step:
+            note(f"{name} over the bare step", step["over_bare"], OVER_BARE, most=True)
+    if "slower" in streamed:
+        share = min(streamed["slower"], streamed["input_wait_share"])
+        note(f"{streamed['phase']}, the same with streamed images", share, WAIT, most=True)
+    bare = found["bare"]
+    if "over_torch" in bare:
+        note("images/s of the bare step over PyTorch", bare["over_torch"], TORCH, most=False)
+        if found["device"]["platform"] != "cpu":
+            what = "images/s of the bare step over PyTorch"
+            note(what, bare["over_torch"], TORCH_GOAL, most=False, required=False)
+    full = found["work"]["scale"] == 1 and not found["work"]["tiny"]
+    whole = full and {"prompts", "intra+text", "inter+text+ical"} <= {
+        name for name, step in found["phases"].items() if "error" not in step
+    }
+    if found["device"]["platform"] == "gpu" and whole:
+        minutes = found["projection"]["total"] / 60
+        note("minutes of the schedule, projected", minutes, MINUTES, most=True)
+    return verdicts
+
+
+def save(results: dict[str, Any], options: argparse.Namespace) -> None:
+    """Writes what there is so far."""
+    write(results, options.json, options.docs, f"train_{options.table}", table(results))
+
+
+def table(results: dict[str, Any]) -> str:
+    """The figures in Markdown: steps, then the parts of the schedule."""
+    lines = [
+        "| network | step | steps/s (extent) | images/s | TFLOP/s | x bare | x PyTorch "
+        "| input wait | planned GB | peak GB | compiled in |",
+        "|---|---|---|---|---|---|---|---|---|---|---|",
+    ]
+    for name, found in results["works"].items():
+        steps = {"bare": found["bare"], **found["phases"]}
+        if "streaming" in found:
+            steps[f"{found['streaming'].get('phase', 'none')}, streaming"] = found["streaming"]
+        for step, figures in steps.items():
+            lines.append(f"| {name} | {step} | {' | '.join(cells(figures))} |")
+        theirs = found.get("pytorch")
+        if theirs:
+            lines.append(f"| {name} | bare, PyTorch | {' | '.join(torch_cells(theirs))} |")
+    lines += [
+        "",
+        "Schedule of the recipe, projected from these parts:",
+        "",
+        "| network | prompts | steps | extraction | association | memory | evaluation | total |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    for name, found in results["works"].items():
+        parts = found.get("projection")
+        if parts:
+            keys = ("prompts", "steps", "extraction", "association", "memory", "evaluation")
+            row = [f"{parts[key]:.0f} s" for key in keys] + [f"{parts['total'] / 60:.1f} min"]
+            lines.append(f"| {name} | {' | '.join(row)} |")
+    return "\n".join(lines)
+
+
+def cells(step: dict[str, Any]) -> list[str]:
+    """A row of the first table, from the third column on."""
+    if "error" in step:
+        return [f"failed: {step['error']}"] + [""] * 8
+
+    def shown(key: str, form: str, factor: float = 1.0) -> str:
+        value = step.get(key)
+        return "" if value is None else format(factor * value, form)
+
+    slow, fast = 1 / step["seconds"]["max"], 1 / step["seconds"]["min"]
+    return [
+        f"{step['steps_per_second']:.3g} ({slow:.3g} to {fast:.3g})",
+        shown("images_per_second", ".1f"),
+        shown("flop_rate", ".3g", 1e-12),
+        shown("over_bare", ".2f"),
+        shown("over_torch", ".2f"),
+        shown("input_wait_share", ".2%"),
+        shown("planned_bytes", ".2f", 1e-9),
+        shown("device_peak_bytes", ".2f", 1e-9),
+        shown("compile_seconds", ".1f") + " s",
+    ]
+
+
+def torch_cells(theirs: dict[str, Any]) -> list[str]:
+    """The row of PyTorch."""
+    if "error" in theirs:
+        return [theirs["error"]] + [""] * 8
+    median, peak = theirs["seconds"]["median"], theirs["peak_bytes"]
+    slow, fast = 1 / theirs["seconds"]["max"], 1 / theirs["seconds"]["min"]
+    return [
+        f"{1 / median:.3g} ({slow:.3g} to {fast:.3g})",
+        f"{theirs['images_per_second']:.1f}",
+        *[""] * 5,
+        "" if peak is None else f"{peak / 1e9:.2f}",
+        theirs["mode"],
+    ]
+
+
+if __name__ == "__main__":
+    sys.exit(main())
