@@ -2,9 +2,9 @@
 
 import argparse
 import faulthandler
+import os
 import pathlib
 import shlex
-import shutil
 import signal
 import sys
 from typing import TYPE_CHECKING
@@ -13,6 +13,7 @@ from command import Parser, one_line_errors, read_config, start_logging, user_pa
 
 from ccafl_jax.training import processes
 from ccafl_jax.training.compilation import keep_compiled
+from ccafl_jax.training.storage import is_local, open_path
 
 if TYPE_CHECKING:
     from ccafl_jax.methods.ccafl.config import DataConfig
@@ -47,7 +48,12 @@ def main() -> None:
     """Parses the arguments and runs."""
     parser = Parser(description=__doc__, epilog=EXAMPLES)
     parser.add_argument("--config", required=True, help="recipe, a file under configs/")
-    parser.add_argument("--workdir", required=True, type=user_path, help="folder of the run")
+    parser.add_argument(
+        "--workdir",
+        required=True,
+        type=folder_or_store,
+        help="folder of the run, on a disk or in an object store (gs://...)",
+    )
     again = parser.add_mutually_exclusive_group()
     again.add_argument("--resume", action="store_true", help="continue after the last checkpoint")
     again.add_argument(
@@ -81,10 +87,18 @@ def main() -> None:
         metavar="DIR",
         help="folder of compiled programs (default: ~/.cache/ccafl_jax/compiled), or off",
     )
+    parser.add_argument(
+        "--deterministic",
+        action="store_true",
+        help="on GPUs: sums in one order, so that a resumed run is identical to the last bit",
+    )
     processes.add_flags(parser)
     arguments, overrides = parser.parse_known_args()
     start_logging()
     faulthandler.register(signal.SIGUSR1, all_threads=True)  # kill -USR1 shows where it is
+    if arguments.deterministic:  # read when the devices start
+        given = os.environ.get("XLA_FLAGS", "")
+        os.environ["XLA_FLAGS"] = f"{given} --xla_gpu_deterministic_ops=true".strip()
     with one_line_errors():
         processes.start(processes.options_from(arguments))
         keep_compiled(arguments.compilation_cache)
@@ -115,6 +129,11 @@ def run(arguments: argparse.Namespace, overrides: list[str]) -> None:
         profile = Profile.parse(arguments.profile, arguments.workdir / "profile")
     root = config.data.root
     if not root and config.data.name == "synthetic":
+        if not is_local(arguments.workdir):
+            raise ValueError(
+                "the synthetic people are drawn into the run folder, which has to be on a disk: "
+                "choose another --workdir, or set data.root"
+            )
         folder = arguments.workdir / "data"
         root = processes.from_first(lambda: str(draw_synthetic(folder, config.data)))
     training = prepare_run(config, workdir=arguments.workdir, root=str(root))
@@ -152,10 +171,16 @@ def print_costs(found: dict[str, dict[str, float]]) -> None:
         print(f"{name}: {costs['flops'] / 1e9:.2f} GFLOP a step and device; {sizes}")
 
 
+def folder_or_store(text: str) -> pathlib.Path:
+    """A path as typed, or an address in an object store."""
+    return user_path(text) if is_local(text) else open_path(text)
+
+
 def remove_run(workdir: pathlib.Path) -> None:
     """Removes what a run writes; other files in the folder stay."""
     for name in ("checkpoints", "preempted", "features", "tensorboard"):
-        shutil.rmtree(workdir / name, ignore_errors=True)
+        if (workdir / name).exists():
+            open_path(workdir / name).rmtree()
     for name in ("summary.json", "metrics.jsonl"):
         (workdir / name).unlink(missing_ok=True)
 

@@ -31,7 +31,7 @@ class NonFiniteError(FloatingPointError):
 
 @dataclasses.dataclass
 class Profile:
-    """A trace of some steps of a run, counted over all stages from the start of the process.
+    """A trace of some training steps, counted from 0 over all stages since the process started.
 
     Attributes:
       start: first step that is traced.
@@ -124,13 +124,15 @@ class Loop:
       stop: called with the number of the dispatch before each; True ends the epoch there.
       watchdog: looks at the metrics.
       profile: traces some steps.
-      dispatched: dispatches so far, of all stages; the clock of `stop` and `profile`.
+      dispatched: dispatches so far, batches of features included; the clock of `stop`.
+      trained: training steps so far, of all stages; the clock of `profile`.
     """
 
     stop: Callable[[int], bool] = lambda dispatch: False
     watchdog: Watchdog = dataclasses.field(default_factory=Watchdog)
     profile: Profile | None = None
     dispatched: int = 0
+    trained: int = 0
 
     def should_stop(self) -> bool:
         """Counts a dispatch, and tells whether it is to be left out."""
@@ -176,7 +178,8 @@ class Loop:
                 complete = False
                 break
             if self.profile:
-                self.profile.before(self.dispatched)
+                self.profile.before(self.trained)
+            self.trained += 1
             state, metrics = step(state, batch)
             waiting.append(metrics)
             if len(waiting) > LAG:

@@ -11,6 +11,7 @@ import base64
 import contextlib
 import dataclasses
 import hashlib
+import itertools
 import json
 import logging
 import os
@@ -72,20 +73,11 @@ class ProcessOptions:
     connect_seconds: int = 300
 
 
-@dataclasses.dataclass
-class _Job:
-    """The processes this one belongs to.
+_peers: Peers | None = None
+"""Watches the other processes, once `start` found some."""
 
-    Attributes:
-      peers: watches the others.
-      agreed: calls of `from_first` so far, the same on all.
-    """
-
-    peers: Peers
-    agreed: int = 0
-
-
-_job: _Job | None = None
+_rounds = itertools.count()
+"""Numbers the calls of `from_first`, alike on all processes."""
 
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
@@ -144,7 +136,7 @@ def start(options: ProcessOptions | None = None) -> None:
     Raises:
       ValueError: options that are half given or contradict each other, or others do not come.
     """
-    global _job
+    global _peers
     options = options or ProcessOptions()
     check_options(options)
     if not (options.coordinator or is_cluster(os.environ)):
@@ -169,12 +161,16 @@ def start(options: ProcessOptions | None = None) -> None:
             heartbeat_timeout_seconds=options.heartbeat_seconds,
             shutdown_timeout_seconds=options.shutdown_seconds,
         )
-    peers = Peers(
-        _client(), index, count, options.heartbeat_seconds, options.shutdown_seconds, process
+    _peers = Peers(
+        client=_jax_state().client,
+        index=index,
+        count=count,
+        heartbeat_seconds=options.heartbeat_seconds,
+        shutdown_seconds=options.shutdown_seconds,
+        relay=process,
     )
-    peers.start()
-    atexit.register(peers.finish)  # after JAX's own, so it runs before
-    _job = _Job(peers)
+    _peers.start()
+    atexit.register(_peers.finish)  # after JAX's own, so it runs before
     number_log_lines(index)
 
 
@@ -248,12 +244,12 @@ def is_cluster(environment: Mapping[str, str]) -> bool:
 
 def are_several() -> bool:
     """Whether the run has several processes."""
-    return _job is not None
+    return _jax_state().num_processes > 1
 
 
 def is_first() -> bool:
     """Whether this is the process that writes logs and builds labels."""
-    return _job is None or _job.peers.index == 0
+    return _jax_state().process_id == 0  # jax.process_index() would start the devices
 
 
 def from_first(build: Callable[[], T]) -> T:
@@ -268,14 +264,13 @@ def from_first(build: Callable[[], T]) -> T:
     Raises:
       Exception: what `build` raised; on the other processes a ValueError, an OSError or a
         RuntimeError with the same words.
-      TypeError: a value of another type.
+      TypeError: a value of another type, where it has to be sent.
     """
-    if _job is None or is_alone():
+    if not are_several() or is_alone():
         return build()
-    _job.agreed += 1
-    store = _Round(_client(), f"ccafl_jax/agreed/{_job.agreed}", _job.peers.count)
-    if _job.peers.index:
-        return _unpack(json.loads(store.receive(_job.peers.index)))
+    store = _Round(f"ccafl_jax/agreed/{next(_rounds)}")
+    if not is_first():
+        return _unpack(json.loads(store.receive()))
     try:
         message = json.dumps(_pack(build())).encode()
     except Exception as error:
@@ -293,19 +288,18 @@ def watched(last_checkpoint: Callable[[], str], *, resume: str) -> Iterator[None
       last_checkpoint: words that name it; called when another process is gone.
       resume: the command that goes on after it.
     """
-    if _job is None:
+    if _peers is None:
         yield
         return
-    peers = _job.peers
-    peers.last_checkpoint, peers.resume = last_checkpoint, resume
+    _peers.last_checkpoint, _peers.resume = last_checkpoint, resume
     try:
         yield
     except BaseException as error:
-        peers.blame(error)
+        _peers.blame(error)
         words = str(error).strip() or type(error).__name__
-        peers.say_failed(f"it ended with an error: {words.splitlines()[0][:300]}")
+        _peers.say_failed(f"it ended with an error: {words.splitlines()[0][:300]}")
         raise
-    peers.say_done()
+    _peers.say_done()
 
 
 def number_log_lines(index: int) -> None:
@@ -319,28 +313,25 @@ class _Round:
     """One value on its way from the first process, in the coordinator's store.
 
     Attributes:
-      client: of the store.
       folder: of its keys.
-      count: of processes.
     """
 
-    client: Any
     folder: str
-    count: int
 
     def send(self, message: bytes) -> None:
-        """Sends to all, and compares what they received; the store is emptied then."""
+        """Sends to all, and compares what they received; then the store forgets it."""
         parts = range(0, len(message), _PART)
         for number, at in enumerate(parts):
-            self.client.key_value_set_bytes(
+            _jax_state().client.key_value_set_bytes(
                 f"{self.folder}/part/{number}", message[at : at + _PART]
             )
         digest = hashlib.sha256(message).hexdigest()
         self._set("head", {"parts": len(parts)})
-        received = {index: self._wait(f"received/{index}") for index in range(1, self.count)}
+        others = range(1, _jax_state().num_processes)
+        received = {index: self._wait(f"received/{index}") for index in others}
         other = [index for index, found in received.items() if found != digest]
         error = f"process {other[0]} received other values than process 0 sent" if other else ""
-        self.client.key_value_delete(f"{self.folder}/part")
+        _jax_state().client.key_value_delete(f"{self.folder}/part")
         self._set("verdict", {"error": error})
         if error:
             raise RuntimeError(error)
@@ -351,29 +342,29 @@ class _Round:
         kind = next((kind for kind in _ERRORS if isinstance(error, kind)), RuntimeError)
         self._set("head", {"error": words, "kind": kind.__name__})
 
-    def receive(self, index: int) -> bytes:
+    def receive(self) -> bytes:
         """Waits for the value."""
         head = self._wait("head")
         if "error" in head:
             kinds = {kind.__name__: kind for kind in (*_ERRORS, RuntimeError)}
             raise kinds[head["kind"]](head["error"])
         message = b"".join(
-            self.client.blocking_key_value_get_bytes(f"{self.folder}/part/{number}", 60_000)
+            _jax_state().client.blocking_key_value_get_bytes(f"{self.folder}/part/{number}", 60_000)
             for number in range(head["parts"])
         )
-        self._set(f"received/{index}", hashlib.sha256(message).hexdigest())
+        self._set(f"received/{_jax_state().process_id}", hashlib.sha256(message).hexdigest())
         if error := self._wait("verdict")["error"]:
             raise RuntimeError(error)
         return message
 
     def _set(self, name: str, value: Any) -> None:
-        self.client.key_value_set(f"{self.folder}/{name}", json.dumps(value))
+        _jax_state().client.key_value_set(f"{self.folder}/{name}", json.dumps(value))
 
     def _wait(self, name: str) -> Any:
         """A value that some process will set; if that one is gone, so is this one, see `Peers`."""
         while True:
             try:
-                found = self.client.blocking_key_value_get(
+                found = _jax_state().client.blocking_key_value_get(
                     f"{self.folder}/{name}", _POLL_SECONDS * 1000
                 )
                 return json.loads(found)
@@ -418,11 +409,11 @@ def _unpack(value: Any) -> Any:
     return {key: _unpack(x) for key, x in value.items()}
 
 
-def _client() -> Any:
-    """JAX's connection to its coordinator."""
-    from jax._src import distributed  # nothing public gives it
+def _jax_state() -> Any:
+    """What JAX knows of the processes, with its connection to the coordinator."""
+    from jax._src import distributed  # nothing public gives the client
 
-    return distributed.global_state.client
+    return distributed.global_state
 
 
 def _place_in_job(options: ProcessOptions) -> tuple[str, int, int, list[int] | None]:

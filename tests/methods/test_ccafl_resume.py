@@ -79,20 +79,23 @@ def stopped_and_resumed(workdir, at):
     return run
 
 
-@pytest.mark.parametrize("share", [0.02, 0.3, 0.6, 0.83])
+@pytest.mark.parametrize(
+    "share", [0.6, *(pytest.param(share, marks=pytest.mark.ci) for share in (0.02, 0.3, 0.83))]
+)
 def test_stopped_anywhere_it_ends_the_same(whole, tmp_path, share):
     run = stopped_and_resumed(tmp_path, round(share * whole[2]))
     assert_same_run(run, tmp_path, *whole[:2])
     assert Checkpoints(tmp_path / "preempted").latest() is None  # it was of the past
 
 
-@pytest.mark.ci
+@pytest.mark.slow
 def test_stopped_before_each_dispatch_it_ends_the_same(whole, tmp_path):
     for at in range(1, whole[2] + 1):
         run = stopped_and_resumed(tmp_path / str(at), at)
         assert_same_run(run, tmp_path / str(at), *whole[:2])
 
 
+@pytest.mark.ci
 def test_stopped_again_and_again_it_ends_the_same(whole, tmp_path):
     last = 0
     for _ in range(6):
@@ -106,6 +109,7 @@ def test_stopped_again_and_again_it_ends_the_same(whole, tmp_path):
     assert_same_run(run, tmp_path, *whole[:2])
 
 
+@pytest.mark.ci
 def test_a_damaged_save_inside_an_epoch_falls_back_to_the_border(whole, tmp_path):
     with pytest.raises(Preempted):
         small_run(tmp_path, **ONE).train(loop=Loop(stop=Counter(whole[2] - 2)))
@@ -119,6 +123,7 @@ def test_a_damaged_save_inside_an_epoch_falls_back_to_the_border(whole, tmp_path
     assert_same_run(run, tmp_path, *whole[:2])
 
 
+@pytest.mark.ci
 def test_only_a_save_inside_an_epoch_carries_the_memory(whole, tmp_path):
     at = whole[2] - 2  # the last step: two batches of the test set follow
     with pytest.raises(Preempted):

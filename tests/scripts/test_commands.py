@@ -5,7 +5,10 @@ import pathlib
 import subprocess
 import sys
 
+import jax
 import pytest
+
+from scripts import command
 
 ROOT = pathlib.Path(__file__).parents[2]
 DEMO = ["--config", "configs/ccafl_demo.py:smoke"]
@@ -55,6 +58,17 @@ def test_help_holds_examples(script):
 def test_errors_take_one_line(tmp_path, arguments, message):
     finished = run("scripts/train.py", *DEMO, "--workdir", tmp_path / "w", *arguments)
     assert message in one_line_error(finished)
+
+
+def test_a_device_without_memory_takes_one_line(capsys):
+    words = "RESOURCE_EXHAUSTED: Out of memory allocating 99 bytes.\nmore"
+    with pytest.raises(SystemExit) as end, command.one_line_errors():
+        raise jax.errors.JaxRuntimeError(words)
+    said = capsys.readouterr().err
+    assert end.value.code == 2 and said.count("\n") == 1
+    assert "Out of memory allocating 99 bytes" in said and "--dry_run" in said
+    with pytest.raises(jax.errors.JaxRuntimeError), command.one_line_errors():
+        raise jax.errors.JaxRuntimeError("INTERNAL: something else")
 
 
 @pytest.mark.ci

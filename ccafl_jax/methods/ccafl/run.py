@@ -9,6 +9,7 @@ import collections
 import contextlib
 import dataclasses
 import functools
+import json
 import logging
 import pathlib
 import sys
@@ -49,7 +50,7 @@ from ccafl_jax.methods.ccafl.progress import Progress, pack, part_of_epoch, summ
 from ccafl_jax.models.clip import CLIP, Tokenizer
 from ccafl_jax.models.prompts import init_prompts, prompt_template, template_embeddings
 from ccafl_jax.pseudo_labels.cross_camera import diagnostics
-from ccafl_jax.report.summary import result_table, summary_rows, write_json
+from ccafl_jax.report.summary import result_table, summary_rows
 from ccafl_jax.training.checkpoints import Checkpoints
 from ccafl_jax.training.compilation import costs
 from ccafl_jax.training.description import check_digest
@@ -63,6 +64,7 @@ from ccafl_jax.training.preemption import Preempted
 from ccafl_jax.training.processes import from_first, is_first
 from ccafl_jax.training.sharding import check_batch, make_mesh, place, replicate
 from ccafl_jax.training.state import TrainState, split_model
+from ccafl_jax.training.storage import open_path, write_text
 
 log = logging.getLogger("ccafl_jax")
 
@@ -675,7 +677,8 @@ class Run:
             seconds=self._seconds_before + self.log.seconds,
         )
         if is_first():
-            write_json(self.workdir / "summary.json", summary)
+            text = json.dumps(summary, indent=2) + "\n"
+            write_text(open_path(self.workdir) / "summary.json", text)
             print(result_table(summary_rows(summary)))
         return summary
 
