@@ -108,6 +108,7 @@ def main() -> None:
 def run(arguments: argparse.Namespace, overrides: list[str]) -> None:
     """Builds the run and trains."""
     from ccafl_jax.methods.ccafl.config import CCAFLConfig
+    from ccafl_jax.methods.ccafl.dry_run import dry_run
     from ccafl_jax.methods.ccafl.setup import prepare_run
     from ccafl_jax.options import from_mapping
     from ccafl_jax.training.loop import Loop, Profile
@@ -138,7 +139,7 @@ def run(arguments: argparse.Namespace, overrides: list[str]) -> None:
         root = processes.from_first(lambda: str(draw_synthetic(folder, config.data)))
     training = prepare_run(config, workdir=arguments.workdir, root=str(root))
     if arguments.dry_run:
-        print_costs(training.dry_run())
+        print_costs(dry_run(training))
         return
     finished = (arguments.workdir / "summary.json").exists()
     if arguments.overwrite or (arguments.rerun and finished):
@@ -147,7 +148,7 @@ def run(arguments: argparse.Namespace, overrides: list[str]) -> None:
     again = shlex.join([*(word for word in sys.argv if word != "--resume"), "--resume"])
     with Preemption() as preemption:
         loop = Loop(stop=preemption.requested, profile=profile)
-        with processes.watched(training.last_checkpoint, resume=again):
+        with processes.watched(training.saves.words, resume=again):
             try:
                 training.train(
                     resume=arguments.resume or (arguments.rerun and not finished),

@@ -100,6 +100,7 @@ def main() -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     pairs: list[Pair] = []
+    kept: list[socket.socket] = []  # of the client, with nothing behind; open, as it hides the loss
     with socket.create_server(("127.0.0.1", 0)) as server:
         print(server.getsockname()[1], flush=True)
         watcher = threading.Thread(
@@ -112,7 +113,7 @@ def main() -> None:
                 coordinator = socket.create_connection((host, int(port)), timeout=float(seconds))
             except OSError:
                 lost("it takes no connection")
-                pairs.append(client)  # kept open
+                kept.append(client)
                 continue
             for connection in (client, coordinator):
                 connection.settimeout(None)

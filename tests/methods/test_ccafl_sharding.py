@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from ccafl_jax.methods.ccafl.config import InputConfig, ModelConfig, SamplerConfig, ScheduleConfig
+from ccafl_jax.methods.ccafl.dry_run import lower
 from ccafl_jax.methods.ccafl.phases import Phase
 from ccafl_jax.training.loop import Loop
 from ccafl_jax.training.scale import ScaleConfig
@@ -139,7 +140,7 @@ def collectives(text):
 )
 def test_no_collective_is_larger_than_the_features_and_gradients(tmp_path, phase, split):
     run = small_run(tmp_path, TWENTY, devices=8, scale=ScaleConfig(shard_classes=split))
-    found = collectives(run._lowered(phase).compile().as_text())
+    found = collectives(lower(run, phase).compile().as_text())
     params = run.state.params.values()
     gradients = 4 * (sum(p.size for p in params) + run.state.classifier.size)
     batch = TWENTY.sampler.classes * TWENTY.sampler.images

@@ -103,7 +103,7 @@ def test_figures_of_every_evaluation(trained):
     assert expected.mAP == measured[-1] and stages["inter"]["val"]["queries"] == HELD_IMAGES
     assert stages["prompts"]["val"] == summary["zero_shot"]["val"]
     assert summary["train_images"] == 72 - HELD_IMAGES and summary["classes"] == 18
-    stored = run.checkpoints.restore_meta()["progress"]
+    stored = run.saves.borders.restore_meta()["progress"]
     assert stored["val_history"] == measured
 
 

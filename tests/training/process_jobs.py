@@ -16,18 +16,20 @@ HEARTBEAT = 5
 
 @dataclasses.dataclass
 class Started:
-    """A process: what it printed is there once `wait` has returned."""
+    """A process: what it wrote is there once `wait` has returned."""
 
     process: subprocess.Popen
     ready: pathlib.Path
+    out: pathlib.Path
     began: float = dataclasses.field(default_factory=time.monotonic)
     lines: list[dict] = dataclasses.field(default_factory=list)
     errors: list[str] = dataclasses.field(default_factory=list)
 
     def wait(self, seconds: float = 120) -> int:
         """Its exit status."""
-        out, err = self.process.communicate(timeout=seconds)
-        self.lines = [json.loads(line) for line in out.splitlines() if line.startswith("{")]
+        _, err = self.process.communicate(timeout=seconds)
+        if self.out.exists():
+            self.lines = [json.loads(line) for line in self.out.read_text().splitlines()]
         told = ("coordination_service.cc:185]", "[Gloo] Rank", "SIGTERM caught")  # by JAX itself
         self.errors = [x for x in err.splitlines() if not any(text in x for text in told)]
         return self.process.returncode
@@ -53,11 +55,13 @@ def started(folder: pathlib.Path, count: int, *words: object, devices: int = 1, 
     port, found = free_port(), []
     try:
         for index in range(count):
-            ready = folder / f"ready{index}"
+            ready, out = folder / f"ready{index}", folder / f"out{index}"
+            for path in (ready, out):
+                path.unlink(missing_ok=True)
             place = ["--coordinator", f"127.0.0.1:{port}", "--processes", count]
             place += ["--process_id", index, "--connect_seconds", 60]
             place += ["--heartbeat_seconds", HEARTBEAT, "--shutdown_seconds", HEARTBEAT]
-            command = [sys.executable, program, *words, "--ready", ready]
+            command = [sys.executable, program, *words, "--ready", ready, "--out", out]
             process = subprocess.Popen(
                 [str(word) for word in [*command, *(place if count > 1 else [])]],
                 stdout=subprocess.PIPE,
@@ -65,7 +69,7 @@ def started(folder: pathlib.Path, count: int, *words: object, devices: int = 1, 
                 text=True,
                 env=os.environ | {"XLA_FLAGS": flags},
             )
-            found.append(Started(process, ready))
+            found.append(Started(process, ready, out))
         yield found
     finally:
         for each in found:

@@ -1,6 +1,7 @@
 """Programs that the tests of several processes start: python process_programs.py NAME FLAGS.
 
-Each prints lines of JSON. `--ready FILE` is touched when the work has begun.
+Each appends lines of JSON to `--out` (Gloo writes into the lines of stdout), and touches `--ready`
+when the work has begun.
 """
 
 import argparse
@@ -24,9 +25,12 @@ from ccafl_jax.training import processes
 from ccafl_jax.training.preemption import Preemption
 from ccafl_jax.training.sharding import host_local, make_mesh, replicate, shard_rows
 
+OUT = pathlib.Path(os.devnull)
+
 
 def say(**values: object) -> None:
-    print(json.dumps(values), flush=True)
+    with OUT.open("a") as file:
+        file.write(json.dumps(values) + "\n")
 
 
 def toy(steps: int):
@@ -134,9 +138,11 @@ def placement(arguments: argparse.Namespace) -> None:
 
 
 def main() -> None:
+    global OUT
     parser = argparse.ArgumentParser()
     parser.add_argument("program")
     parser.add_argument("--ready", type=pathlib.Path, default=pathlib.Path(os.devnull))
+    parser.add_argument("--out", type=pathlib.Path, default=OUT)
     parser.add_argument("--steps", type=int, default=5)
     parser.add_argument("--pace", type=float, default=0.0)
     parser.add_argument("--hold", type=float, default=0.0)
@@ -144,6 +150,7 @@ def main() -> None:
     parser.add_argument("--only", type=int)
     processes.add_flags(parser)
     arguments = parser.parse_args()
+    OUT = arguments.out
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(3))  # as the commands do, before they start
     processes.start(processes.options_from(arguments))
     programs = {x.__name__: x for x in (train, host_work, agree, placement)}

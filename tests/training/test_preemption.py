@@ -36,7 +36,6 @@ def test_one_process_stops_after_its_step_and_at_once_when_asked_again(tmp_path,
         assert one.wait() == 0
     assert one.lines[-1].keys() == {"stopped"}
     assert one.errors == [f"{number.name}: stopping after this step; a second one ends at once"]
-    one.ready.unlink()
     with started(tmp_path, 1, "train", "--steps", 9999, "--pace", 30) as (one,):
         one.wait_until_ready()
         one.process.send_signal(number)

@@ -171,6 +171,26 @@ def test_the_relay_reports_what_stays_unanswered_but_not_silence(coordinator):
     assert 1 < time.monotonic() - begin < 5
 
 
+def test_the_relay_outlives_a_coordinator_that_takes_no_connection_but_not_its_parent():
+    port = free_port()
+    code = (
+        "import os, socket, subprocess, sys, time\n"
+        f"words = [{relay.__file__!r}, '127.0.0.1', '{port}', '2', str(os.getpid())]\n"
+        "words.insert(0, sys.executable)\n"
+        "relay = subprocess.Popen(words, stdout=subprocess.PIPE, text=True)\n"
+        "here = '127.0.0.1', int(relay.stdout.readline())\n"
+        "client = socket.create_connection(here)\n"
+        "print(relay.pid, relay.stdout.readline(), flush=True)\n"
+        "time.sleep(1)\n"
+        "client.sendall(b'a')  # still open\n"
+    )
+    found = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, timeout=60
+    )  # returns only when the relay, which shares its stderr, has ended too
+    assert found.returncode == 0 and not found.stderr
+    assert found.stdout.split(maxsplit=1)[1].strip() == "it takes no connection"
+
+
 def test_the_relay_passes_on_that_the_client_closed_its_side(coordinator):
     assert coordinator.exchange() == b"A"
     coordinator.client.close()

@@ -51,8 +51,6 @@ from ccafl_jax.models.clip import CLIP, Tokenizer
 from ccafl_jax.models.prompts import init_prompts, prompt_template, template_embeddings
 from ccafl_jax.pseudo_labels.cross_camera import diagnostics
 from ccafl_jax.report.summary import result_table, summary_rows
-from ccafl_jax.training.checkpoints import Checkpoints
-from ccafl_jax.training.compilation import costs
 from ccafl_jax.training.description import check_digest
 from ccafl_jax.training.extract import Extractor, Stopped
 from ccafl_jax.training.features import feature_extractor, query_then_gallery, score
@@ -62,6 +60,7 @@ from ccafl_jax.training.log import RunLog, format_line
 from ccafl_jax.training.loop import Loop, Watchdog, mean_metrics
 from ccafl_jax.training.preemption import Preempted
 from ccafl_jax.training.processes import from_first, is_first
+from ccafl_jax.training.saves import Saves
 from ccafl_jax.training.sharding import check_batch, make_mesh, place, replicate
 from ccafl_jax.training.state import TrainState, split_model
 from ccafl_jax.training.storage import open_path, write_text
@@ -127,13 +126,11 @@ class Run:
         template = prompt_template(tokenizer, prefix_tokens=config.prompts.prefix_tokens)
         self._init_models(clip, template)
         images = {"val": "held-out identities", "test": "test set"}.get(config.keep_best)
-        self.checkpoints = Checkpoints(
-            workdir / "checkpoints",
+        self.saves = Saves(
+            workdir,
             keep=config.keep_checkpoints,
             best_by=f"mAP of the {images}" if images else "score",
         )
-        # Of a run that was asked to end inside an epoch; the only ones that hold memory banks.
-        self.preempted = Checkpoints(workdir / "preempted", keep=1)
         self.progress = Progress()
         self.traces: list[str] = []
         self.loop = Loop()
@@ -231,7 +228,7 @@ class Run:
         Raises:
           Preempted: `loop.stop` said so; everything that was done is saved.
         """
-        started = self._latest() is not None
+        started = self.saves.newest() is not None
         if resume and started:
             self._restore(allow_changes=allow_changes)
         elif resume:
@@ -247,7 +244,7 @@ class Run:
         self.loop.watchdog = Watchdog(
             allowed=self.config.skip_nonfinite,
             skipped=self.progress.skipped,
-            last_good=self.last_checkpoint,
+            last_good=self.saves.words,
         )
         self.log = RunLog(
             self.workdir,
@@ -267,51 +264,6 @@ class Run:
             if self.loop.profile:
                 self.loop.profile.close()
             self.log.close()
-
-    def dry_run(self) -> dict[str, dict[str, float]]:
-        """Compiles the step of every phase and returns what each takes, see `costs`."""
-        found = {}
-        if "prompts" in self.config.stages:
-            found["prompts"] = costs(self._lowered_prompts().compile())
-        epochs = range(self.config.schedule.epochs)
-        for phase in dict.fromkeys(phase_of(epoch, self.config) for epoch in epochs):
-            if phase.stage in self.config.stages:
-                found[phase.name] = costs(self._lowered(phase).compile())
-        return found
-
-    def _lowered_prompts(self) -> jax.stages.Lowered:
-        config = self.config.prompts
-        step = prompts.make_prompt_step(
-            self.text_graph, self.template, config, mesh=self.mesh, on_trace=self.traces.append
-        )
-        shape = len(self.dataset.train), self.model_config.embed_dim
-        context = self._prompt_context(np.zeros(shape, self.sentence.dtype))
-        batches = prompts.batches(
-            len(self.dataset.train), config, self.mesh, seed=self.config.seed, epoch=0
-        )
-        rate = np.asarray(0, self.prompt_state.prompts.dtype)
-        return step.lower(self.prompt_state, context, *next(batches), rate)
-
-    def _lowered(self, phase: Phase) -> jax.stages.Lowered:
-        """With banks as large as they will be, and one cluster."""
-        self.progress.clusters = np.full(self.num_classes, -1, np.int32)
-        self.progress.clusters[: self.config.sampler.classes] = 0
-        if self.class_text is None:
-            width = self.model_config.embed_dim
-            self.class_text = np.zeros((self.num_classes, width), self.state.classifier.dtype)
-        shape = len(self.dataset.train), self.model_config.features
-        features = jnp.ones(shape, self.state.classifier.dtype)
-        context = self._begin(0, phase, features)
-        plan = memories.batch_plan(
-            self.config,
-            dataclasses.replace(phase, stage="intra"),  # by classes, whatever the sampler
-            0,
-            self.labels.label,
-            self.progress.clusters,
-        )
-        rate = np.asarray(0, self.state.classifier.dtype)
-        with contextlib.closing(self.images.batches(plan[:1])) as batches:
-            return self._make_step(phase).lower(self.state, context, *next(batches), rate)
 
     # Stage 0: the encoder as it came.
 
@@ -343,14 +295,7 @@ class Run:
             return
         clock = time.monotonic()
         context = self._prompt_context(self._extract(self.extract_g))
-        step = prompts.make_prompt_step(
-            self.text_graph,
-            self.template,
-            config,
-            mesh=self.mesh,
-            skip_nonfinite=self.config.skip_nonfinite > 0,
-            on_trace=self.traces.append,
-        )
+        step = self._make_prompt_step()
         bar = _bar(config.epochs, "prompts", unit="epoch", initial=start)
         for epoch in range(start, config.epochs):
             means = self._prompt_epoch(epoch, step, context)
@@ -362,6 +307,16 @@ class Run:
                 self._save()
         bar.close()
         self._finish_prompts(context, means["loss"], clock)
+
+    def _make_prompt_step(self) -> Callable:
+        return prompts.make_prompt_step(
+            self.text_graph,
+            self.template,
+            self.config.prompts,
+            mesh=self.mesh,
+            skip_nonfinite=self.config.skip_nonfinite > 0,
+            on_trace=self.traces.append,
+        )
 
     def _prompt_epoch(self, epoch: int, step: Callable, context: prompts.PromptContext) -> dict:
         config = self.config.prompts
@@ -589,44 +544,21 @@ class Run:
         if result and self.config.keep_best:
             figures = result["val"] if self.config.keep_best == "val" else result
             best = figures["mAP"]
-        self._write(self.checkpoints, self.progress.number, best=best)
-        self.preempted.remove_all()
-
-    def _write(
-        self,
-        checkpoints: Checkpoints,
-        number: int,
-        *,
-        memory: bool = False,
-        best: float | None = None,
-    ) -> None:
-        self.progress.seconds = self._seconds_before + self.log.seconds
-        self.progress.skipped = self.loop.watchdog.skipped
-        meta = describe_checkpoint(self._description(), self.progress, self.state)
-        tree = pack(self.state, self.prompt_state, self.class_text, memory=memory)
-        checkpoints.save(number, tree, meta, best=best)
+        self.saves.at_border(self.progress.number, *self._packed(), best=best)
 
     def _leave(self, stage: str, found: list, scalars: dict) -> NoReturn:
         """Saves in the middle of an epoch and ends the run."""
         self.progress.part = part_of_epoch(stage, found, scalars)
-        number = 1 + (self.preempted.latest() or 0)
-        self._write(self.preempted, number, memory=stage == "encoder")
+        packed = self._packed(memory=stage == "encoder")
+        self.saves.inside_epoch(self.progress.number, *packed)
         raise Preempted(f"saved after {len(found)} steps of an epoch")
 
-    def _latest(self) -> Checkpoints | None:
-        """Where the newest checkpoint lies; None where there is none."""
-        if self.preempted.latest() is not None:
-            left = Progress.from_json(self.preempted.restore_meta()["progress"])
-            if left.number >= (self.checkpoints.latest() or 0):
-                return self.preempted
-        return self.checkpoints if self.checkpoints.latest() is not None else None
-
-    def last_checkpoint(self) -> str:
-        """Words that name the newest checkpoint."""
-        number = self.checkpoints.latest()
-        if number is None:
-            return f"there is no checkpoint in {self.workdir} yet"
-        return f"the last checkpoint is {number} in {self.workdir}"
+    def _packed(self, *, memory: bool = False) -> tuple[dict, dict]:
+        """The arrays and the description of a checkpoint."""
+        self.progress.seconds = self._seconds_before + self.log.seconds
+        self.progress.skipped = self.loop.watchdog.skipped
+        tree = pack(self.state, self.prompt_state, self.class_text, memory=memory)
+        return tree, describe_checkpoint(self._description(), self.progress, self.state)
 
     @functools.cached_property
     def _class_table(self) -> str:
@@ -648,7 +580,7 @@ class Run:
         )
 
     def _restore(self, *, allow_changes: bool = False) -> None:
-        checkpoints = self._latest()
+        checkpoints = self.saves.newest()
         meta = checkpoints.restore_meta()
         holdout.check_same_hold_out(meta, self.config, str(self.workdir))
         check_resumable(meta, self._description(), self.workdir, allow_changes=allow_changes)
