@@ -141,11 +141,13 @@ def run(arguments: argparse.Namespace, overrides: list[str]) -> None:
     if arguments.dry_run:
         print_costs(dry_run(training))
         return
-    finished = (arguments.workdir / "summary.json").exists()
+    finished = processes.from_first((arguments.workdir / "summary.json").exists)
     if arguments.overwrite or (arguments.rerun and finished):
         # Only now that the new run can start, and before any process looks for checkpoints.
         processes.from_first(lambda: remove_run(arguments.workdir))
-    again = shlex.join([*(word for word in sys.argv if word != "--resume"), "--resume"])
+    how = ("--resume", "--rerun", "--overwrite")
+    kept = [word for word in sys.argv if word not in how]
+    again = shlex.join(["python", *kept, "--resume"])
     with Preemption() as preemption:
         loop = Loop(stop=preemption.requested, profile=profile)
         with processes.watched(training.saves.words, resume=again):

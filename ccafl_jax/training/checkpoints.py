@@ -59,7 +59,17 @@ class Checkpoints:
     def _open(self, *, clean: bool) -> None:
         import orbax.checkpoint as ocp
 
-        self._opened = ocp.CheckpointManager(
+        class Manager(ocp.CheckpointManager):
+            """One that leaves JAX's preemption service to the run.
+
+            Orbax would ask it with the number of the checkpoint, and the service would take that
+            for the step that the run has reached.
+            """
+
+            def reached_preemption(self, step: int) -> bool:
+                return False
+
+        self._opened = Manager(
             self._folder,
             item_names=("state", "meta", "score"),
             item_handlers={

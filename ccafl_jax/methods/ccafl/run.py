@@ -208,7 +208,7 @@ class Run:
         try:
             return extractor(state.params, state.batch_stats, images, camid, stop=stop)
         except Stopped as stopped:
-            raise Preempted(str(stopped)) from None
+            raise Preempted(f"{stopped}; {self.saves.words()}") from None
 
     @property
     def num_classes(self) -> int:
