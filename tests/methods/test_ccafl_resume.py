@@ -79,9 +79,8 @@ def stopped_and_resumed(workdir, at):
     return run
 
 
-@pytest.mark.parametrize(
-    "share", [0.6, *(pytest.param(share, marks=pytest.mark.ci) for share in (0.02, 0.3, 0.83))]
-)
+@pytest.mark.ci
+@pytest.mark.parametrize("share", [0.02, 0.3, 0.6, 0.83])
 def test_stopped_anywhere_it_ends_the_same(whole, tmp_path, share):
     run = stopped_and_resumed(tmp_path, round(share * whole[2]))
     assert_same_run(run, tmp_path, *whole[:2])
@@ -132,6 +131,7 @@ def test_only_a_save_inside_an_epoch_carries_the_memory(whole, tmp_path):
     assert "memory" not in Checkpoints(tmp_path / "checkpoints").restore()
 
 
+@pytest.mark.ci
 def test_a_loss_that_is_not_finite_ends_the_run_and_names_the_checkpoint(whole, tmp_path):
     run = small_run(tmp_path, **ONE)
     make = run._make_step
@@ -155,6 +155,7 @@ def test_a_loss_that_is_not_finite_ends_the_run_and_names_the_checkpoint(whole, 
     assert Checkpoints(tmp_path / "checkpoints").latest() == 5
 
 
+@pytest.mark.ci
 def test_steps_with_numbers_that_are_not_finite_can_be_skipped(tmp_path):
     """A batch against a bank with NaN is as if it had never been, but for the count of steps."""
     text = dataclasses.replace(SMALL.text, intra=False, inter=False)
@@ -182,3 +183,18 @@ def test_steps_with_numbers_that_are_not_finite_can_be_skipped(tmp_path):
     same = dataclasses.replace(after, step=before.step, memory=before.memory)
     jax.tree.map(np.testing.assert_array_equal, same, before)
     assert run.progress.skipped == 1 and np.isfinite(summary["final"]["mAP"])
+
+
+@pytest.mark.ci
+def test_the_best_checkpoint_is_kept_where_the_user_names_the_set(tmp_path, caplog):
+    evaluation = dataclasses.replace(SMALL.evaluation, every=1)
+    options = {"evaluation": evaluation, "keep_best": "test", "keep_checkpoints": 1, **ONE}
+    run = small_run(tmp_path, **options)
+    with caplog.at_level("INFO", logger="ccafl_jax"):
+        run.train()
+    scores = [line["mAP"] for line in log_of(tmp_path) if line["stage"] == "encoder"]
+    best = 3 + scores.index(max(scores))  # two epochs of prompts come first
+    assert run.saves.borders.best() == best and run.saves.borders.latest() == 6
+    kept = {int(path.name) for path in (tmp_path / "checkpoints").iterdir() if path.name.isdigit()}
+    assert kept == {best, 6}
+    assert "mAP of the test set" in caplog.text
