@@ -133,6 +133,8 @@ class Peers:
                 continue
             first, self._alive = self._alive or alive, alive
             gone = [p for p in everyone if p not in alive or alive[p] != first.get(p, alive[p])]
+            if gone:
+                self._read_ended()  # what they said last goes before their silence
             for process in gone:
                 if not self._ending and process not in self.ended:
                     self.leave(process, f"no sign of life for {self.heartbeat_seconds:.0f} s")
@@ -142,15 +144,18 @@ class Peers:
         """Reads what processes say at their end."""
         since: dict[int, float] = {}
         while True:
-            with contextlib.suppress(Exception):  # as above
-                for key, value in self.client.key_value_dir_get(ENDED):
-                    self.ended[int(key.rsplit("/", 1)[1])] = json.loads(value)
-            for process, message in self.ended.items():
+            self._read_ended()
+            for process, message in list(self.ended.items()):
                 waited = time.monotonic() - since.setdefault(process, time.monotonic())
                 grace = GRACE if message["reason"] else self.shutdown_seconds
                 if not (message["done"] or self._ending) and waited > grace:
                     self.leave(process, message["reason"])
             time.sleep(0.5)
+
+    def _read_ended(self) -> None:
+        with contextlib.suppress(Exception):  # without a coordinator the relay has the word
+            for key, value in self.client.key_value_dir_get(ENDED):
+                self.ended[int(key.rsplit("/", 1)[1])] = json.loads(value)
 
     def _follow_relay(self) -> None:
         if self.relay and (reason := self.relay.stdout.readline().strip()) and not self._ending:
