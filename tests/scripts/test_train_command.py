@@ -123,7 +123,7 @@ def test_a_second_signal_ends_at_once(start, tmp_path):
     process.send_signal(signal.SIGTERM)
     process.send_signal(signal.SIGTERM)
     process.communicate(timeout=60)
-    assert process.returncode in (0, 143)  # the first may have been obeyed in between
+    assert process.returncode in (0, 130, 143)  # the first may have been obeyed in between
 
 
 def test_other_options_are_refused_and_can_be_allowed(start, tmp_path):
