@@ -73,9 +73,9 @@ def constrain(tree: Any, mesh: Mesh, rules: Rules) -> Any:
     return jax.lax.with_sharding_constraint(tree, layout(tree, mesh, rules))
 
 
-def padded_rows(rows: int, mesh: Mesh, *, split: bool) -> int:
-    """The number of rows of a table: as many as there are, or more where it is split."""
-    devices = mesh.shape["data"] if split else 1
+def padded_rows(rows: int, mesh: Mesh) -> int:
+    """The number of rows of a table that is split: as many as there are, or some more."""
+    devices = mesh.shape["data"]
     return -(-rows // devices) * devices
 
 

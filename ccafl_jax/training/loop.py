@@ -91,7 +91,7 @@ class Watchdog:
         """Whether the step may count.
 
         Args:
-          metrics: of a step; `total` and `grad_norm` decide, where they are there.
+          metrics: of a step, all of which have to be finite.
           where: names the step in messages.
 
         Raises:

@@ -10,6 +10,7 @@ from ccafl_jax.methods.ccafl.config import InputConfig, ModelConfig, SamplerConf
 from ccafl_jax.methods.ccafl.dry_run import lower
 from ccafl_jax.methods.ccafl.phases import Phase
 from ccafl_jax.training.loop import Loop
+from ccafl_jax.training.preemption import Preempted
 from ccafl_jax.training.scale import ScaleConfig
 from tests.methods.small_run import SMALL, small_run
 
@@ -101,6 +102,25 @@ def test_a_split_run_goes_on_with_one_device(one, tmp_path):
     found = [step for _, steps in loop.epochs for step in steps]
     expected = one[1][5:]
     for ours, theirs in zip(found, expected, strict=True):
+        assert abs(ours["total"] - theirs["total"]) < 1e-5 * max(1.0, abs(theirs["total"]))
+
+
+def test_a_split_run_that_was_stopped_inside_an_epoch_goes_on_with_one_device(one, tmp_path):
+    """Its 16 rows of 12 clusters become 12 again."""
+    split = {"devices": 8, "scale": ScaleConfig(shard_classes=True)}
+
+    def stop(_):
+        return run.loop.trained == 10 + 17  # steps of prompts, and of the twenty
+
+    run = small_run(tmp_path, TWENTY, **split)
+    with pytest.raises(Preempted):
+        run.train(loop=Loop(stop=stop))
+    bank = run.saves.inside.restore()["memory"]["clusters"]
+    assert len(bank) == 16
+    other, loop = small_run(tmp_path, TWENTY, devices=1), Recorder()
+    other.train(resume=True, loop=loop)
+    found = [step for where, steps in loop.epochs for step in steps]
+    for ours, theirs in zip(found, one[1][15:], strict=True):
         assert abs(ours["total"] - theirs["total"]) < 1e-5 * max(1.0, abs(theirs["total"]))
 
 

@@ -54,7 +54,7 @@ def test_rows_that_the_devices_do_not_divide_are_an_error(state):
 
 def test_rows_are_added_and_taken_away_at_the_end():
     mesh = make_mesh(8)
-    assert padded_rows(17, mesh, split=True) == 24 and padded_rows(17, mesh, split=False) == 17
+    assert padded_rows(17, mesh) == 24 and padded_rows(16, mesh) == 16
     table = np.arange(6.0).reshape(3, 2)
     wide = with_rows(jnp.asarray(table), 5)
     np.testing.assert_array_equal(wide, np.pad(table, ((0, 2), (0, 0))))

@@ -122,6 +122,20 @@ def all_instances(label: np.ndarray, classes: int) -> InstanceDraws:
     return InstanceDraws(index=order[position], valid=valid)
 
 
+def table_rows(config: CCAFLConfig, classes: int, mesh: Mesh | None) -> tuple[int, int]:
+    """Rows of the tables of classes, and of those of clusters.
+
+    Args:
+      config: options.
+      classes: (camera, identity) classes.
+      mesh: the devices; where they share the tables, these have rows that fill them up.
+    """
+    numbers = classes, max(1, classes // 2)
+    if mesh is None or not config.scale.shard_classes:
+        return numbers
+    return tuple(padded_rows(number, mesh) for number in numbers)
+
+
 def make_context(
     config: CCAFLConfig,
     *,
@@ -148,14 +162,11 @@ def make_context(
       so that is a bound, and no epoch changes a shape.
     """
     classes = cam_of.shape[0]
-    capacity = max(1, classes // 2)
+    rows, capacity = table_rows(config, classes, mesh)
     found = int(clusters.max(initial=-1)) + 1
     if found > capacity:
         raise ValueError(f"{found} clusters of {classes} classes: a cluster needs two classes")
     counts = np.bincount(label, minlength=classes)
-    rows = classes
-    if mesh is not None and config.scale.shard_classes:
-        rows, capacity = (padded_rows(n, mesh, split=True) for n in (classes, capacity))
     unused = (0, rows - classes)
     return Context(
         label=jnp.asarray(label, jnp.int32),

@@ -151,9 +151,15 @@ def pack(
 
 
 def unpack(
-    tree: dict[str, Any], state: TrainState, prompt_state: PromptState
+    tree: dict[str, Any], state: TrainState, prompt_state: PromptState, *, clusters: int
 ) -> tuple[TrainState, PromptState, Any]:
     """Inverse of :func:`pack`, in the structure of the given states.
+
+    Args:
+      tree: from a checkpoint, written on any number of devices.
+      state: of this run.
+      prompt_state: of this run.
+      clusters: rows of a bank of clusters in this run.
 
     Raises:
       ValueError: the checkpoint is of another model.
@@ -168,7 +174,10 @@ def unpack(
         classifier_opt=restore_leaves(
             state.classifier_opt, {k: with_rows(x, rows) for k, x in tree["classifier_opt"].items()}
         ),
-        memory=tree.get("memory", {}),
+        memory={
+            name: with_rows(bank, clusters if name == "clusters" else rows)
+            for name, bank in tree.get("memory", {}).items()
+        },
     )
     return restored, restore_leaves(prompt_state, tree["prompts"]), tree.get("class_text")
 

@@ -51,11 +51,12 @@ from ccafl_jax.models.clip import CLIP, Tokenizer
 from ccafl_jax.models.prompts import init_prompts, prompt_template, template_embeddings
 from ccafl_jax.pseudo_labels.cross_camera import diagnostics
 from ccafl_jax.report.summary import result_table, summary_rows
+from ccafl_jax.training.checkpoints import Checkpoints
 from ccafl_jax.training.description import check_digest
 from ccafl_jax.training.extract import Extractor, Stopped
 from ccafl_jax.training.features import feature_extractor, query_then_gallery, score
 from ccafl_jax.training.inputs import ImageInput, StreamedImages, choose_input
-from ccafl_jax.training.layout import layout, padded_rows, with_rows
+from ccafl_jax.training.layout import layout, with_rows
 from ccafl_jax.training.log import RunLog, format_line
 from ccafl_jax.training.loop import Loop, Watchdog, mean_metrics
 from ccafl_jax.training.preemption import Preempted
@@ -168,7 +169,7 @@ class Run:
         classifier = jax.nn.initializers.xavier_uniform()(
             classifier_key, (classes, self.model_config.features)
         )
-        rows = padded_rows(classes, self.mesh, split=config.scale.shard_classes)
+        rows, _ = memories.table_rows(config, classes, self.mesh)
         initial_prompts = init_prompts(prompt_key, classes, width=self.sentence.shape[-1])
         self._build_extractors()
         state = initial_state(config, params, batch_stats, with_rows(classifier, rows))
@@ -228,12 +229,12 @@ class Run:
         Raises:
           Preempted: `loop.stop` said so; everything that was done is saved.
         """
-        started = self.saves.newest() is not None
-        if resume and started:
-            self._restore(allow_changes=allow_changes)
+        newest = self.saves.newest()
+        if resume and newest:
+            self._restore(newest, allow_changes=allow_changes)
         elif resume:
             log.info("nothing to resume in %s: starting anew", self.workdir)
-        elif started:
+        elif newest:
             raise FileExistsError(
                 f"{self.workdir} already holds checkpoints: continue with --resume, start anew "
                 "with --overwrite, or choose another --workdir"
@@ -579,14 +580,16 @@ class Run:
             class_table=self._class_table,
         )
 
-    def _restore(self, *, allow_changes: bool = False) -> None:
-        checkpoints = self.saves.newest()
+    def _restore(self, checkpoints: Checkpoints, *, allow_changes: bool) -> None:
         meta = checkpoints.restore_meta()
         holdout.check_same_hold_out(meta, self.config, str(self.workdir))
         check_resumable(meta, self._description(), self.workdir, allow_changes=allow_changes)
         tree = checkpoints.restore()
         check_digest(meta, tree["params"], tree["batch_stats"], where=str(self.workdir))
-        state, prompt_state, self.class_text = unpack(tree, self.state, self.prompt_state)
+        _, clusters = memories.table_rows(self.config, self.num_classes, self.mesh)
+        state, prompt_state, self.class_text = unpack(
+            tree, self.state, self.prompt_state, clusters=clusters
+        )
         self.state = self._laid_out(state)
         self.prompt_state = replicate(prompt_state, self.mesh)
         self.progress = Progress.from_json(meta["progress"])
