@@ -11,6 +11,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from tqdm import tqdm
 
 from ccafl_jax.training.inputs import ImageInput, ResidentImages, StreamedImages
+from ccafl_jax.training.sharding import host_local, shard_rows
 from ccafl_jax.training.state import FlatDict, merge_model
 
 Extractor = Callable[..., jax.Array]
@@ -49,7 +50,6 @@ def make_extractor(
     """
     size = mesh.devices.size
     batch = -(-batch // size) * size
-    over_rows = NamedSharding(mesh, PartitionSpec("data"))
     shared = mesh.is_multi_process
 
     def forward_batch(params, batch_stats, images, cameras):
@@ -79,14 +79,12 @@ def make_extractor(
             ):
                 if stop():
                     raise Stopped(f"{description}: stopped after {len(parts)} of {steps} batches")
-                camera = jax.make_array_from_process_local_data(
-                    over_rows, cameras[rows], rows.shape
-                )
+                camera = shard_rows(cameras[rows], mesh)
                 parts.append(step(params, batch_stats, pixels, camera))
                 if len(parts) > _RUNNING:
                     parts[-1 - _RUNNING].block_until_ready()
         if shared:
-            parts = [np.asarray(part.addressable_data(0)) for part in parts]
+            parts = [host_local(part) for part in parts]
         return jnp.concatenate(parts)[:count]
 
     return extract

@@ -24,7 +24,7 @@ from ccafl_jax.data.records import Records
 from ccafl_jax.data.sources import PixelFormat
 from ccafl_jax.data.streaming import checked_plan, host_rows, stream_batches
 from ccafl_jax.options import require_choice
-from ccafl_jax.training.sharding import check_batch
+from ccafl_jax.training.sharding import check_batch, replicate
 
 KINDS = ("auto", "resident", "streaming")
 _ROWS_AT_ONCE = 32  # steps whose rows are sent in one call
@@ -119,11 +119,7 @@ class ResidentImages(ImageInput):
 
     def __init__(self, images: np.ndarray | jax.Array, mesh: Mesh):
         super().__init__(images.shape, mesh)
-        everywhere = NamedSharding(mesh, PartitionSpec())
-        if isinstance(images, jax.Array):
-            self.images = jax.device_put(images, everywhere)
-        else:
-            self.images = _put(everywhere, np.asarray(images), images.shape)
+        self.images = replicate(images, mesh)
 
     def _batches(self, plan: np.ndarray) -> Generator[Batch]:
         for first in range(0, len(plan), _ROWS_AT_ONCE):
