@@ -120,15 +120,21 @@ def outcome(folder: pathlib.Path) -> dict:
 
     checkpoints = Checkpoints(folder / "checkpoints")
     arrays = {"number": checkpoints.latest(), "digest": digest(flat(checkpoints.restore()))}
-    log = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    return {"arrays": arrays, "log": log_of(folder), "figures": figures_of(folder)}
+
+
+def log_of(folder: pathlib.Path) -> list[dict]:
+    """Lines of the log without their clock."""
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    return [{key: value for key, value in line.items() if key != "time"} for line in lines]
+
+
+def figures_of(folder: pathlib.Path) -> dict:
+    """The summary without its clock."""
     summary = json.loads((folder / "summary.json").read_text())
     for part in (summary, *summary["stages"]):
         part.pop("seconds")
-    return {
-        "arrays": arrays,
-        "log": [{key: value for key, value in line.items() if key != "time"} for line in log],
-        "figures": summary,
-    }
+    return summary
 
 
 def flat(tree: dict, prefix: str = "") -> dict:

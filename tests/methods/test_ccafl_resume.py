@@ -1,7 +1,6 @@
 """A run that is asked to stop at any dispatch ends, once resumed, as one that never was."""
 
 import dataclasses
-import json
 
 import jax
 import numpy as np
@@ -10,23 +9,10 @@ import pytest
 from ccafl_jax.training.checkpoints import Checkpoints
 from ccafl_jax.training.loop import Loop, NonFiniteError
 from ccafl_jax.training.preemption import Preempted
+from scripts.stress_kills import figures_of, log_of
 from tests.methods.small_run import SMALL, small_run
 
 ONE = {"devices": 1}
-
-
-def log_of(workdir):
-    """Lines of the log without their clock."""
-    lines = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
-    return [{key: value for key, value in line.items() if key != "time"} for line in lines]
-
-
-def figures_of(workdir):
-    """The summary without its clock."""
-    summary = json.loads((workdir / "summary.json").read_text())
-    for part in (summary, *summary["stages"]):
-        part.pop("seconds")
-    return summary
 
 
 def assert_same_run(run, workdir, other, other_workdir):
