@@ -68,11 +68,14 @@ class Peers:
     _said: bool = dataclasses.field(default=False, init=False)
     _ending: bool = dataclasses.field(default=False, init=False)
     _leaving: threading.Lock = dataclasses.field(default_factory=threading.Lock, init=False)
+    _over: threading.Event = dataclasses.field(default_factory=threading.Event, init=False)
+    _asking: list[threading.Thread] = dataclasses.field(default_factory=list, init=False)
 
     def start(self) -> None:
         """Begins to watch."""
-        for follow in (self._follow_alive, self._follow_ended, self._follow_relay):
-            threading.Thread(target=follow, name=follow.__name__, daemon=True).start()
+        self._asking = [_thread_of(self._follow_alive), _thread_of(self._follow_ended)]
+        for thread in (*self._asking, _thread_of(self._follow_relay)):
+            thread.start()
 
     def say_done(self) -> None:
         """Tells the others that this process did all its work, and will end."""
@@ -86,14 +89,22 @@ class Peers:
             time.sleep(GRACE / 2)  # the store ends with this process: let them read it
 
     def finish(self) -> None:
-        """Ends; the first process waits for the others, as its end would be their loss."""
+        """Ends; the first process waits for the others, as its end would be their loss.
+
+        No thread may be inside JAX's client when the interpreter ends: Python 3.11 unwinds such
+        threads, and C++ answers that with an abort.
+        """
         failed, self._ending = self._ending, True
         self._say({"reason": "", "done": False})
         limit = time.monotonic() + self.shutdown_seconds
-        while self.index == 0 and not failed and len(self._alive or {}) > 1:
+        while self.index == 0 and not failed and (self._alive is None or len(self._alive) > 1):
             if time.monotonic() > limit:
-                return
+                break
             time.sleep(0.1)
+        self._over.set()
+        limit = time.monotonic() + GRACE
+        for thread in self._asking:
+            thread.join(max(0.0, limit - time.monotonic()))
 
     def blame(self, error: BaseException) -> None:
         """Leaves if an error comes of the end of another process, else returns."""
@@ -125,11 +136,10 @@ class Peers:
     def _follow_alive(self) -> None:
         """Asks who is alive; the answer comes when all that are alive have asked."""
         everyone = list(range(self.count))
-        while True:
+        while not self._over.wait(0.5):
             try:
                 alive = self.client.get_live_nodes(everyone)
             except Exception:  # of many kinds; without a coordinator the relay has the word
-                time.sleep(1)
                 continue
             first, self._alive = self._alive or alive, alive
             gone = [p for p in everyone if p not in alive or alive[p] != first.get(p, alive[p])]
@@ -138,19 +148,17 @@ class Peers:
             for process in gone:
                 if not self._ending and process not in self.ended:
                     self.leave(process, f"no sign of life for {self.heartbeat_seconds:.0f} s")
-            time.sleep(0.5)
 
     def _follow_ended(self) -> None:
         """Reads what processes say at their end."""
         since: dict[int, float] = {}
-        while True:
+        while not self._over.wait(0.5):
             self._read_ended()
             for process, message in list(self.ended.items()):
                 waited = time.monotonic() - since.setdefault(process, time.monotonic())
                 grace = GRACE if message["reason"] else self.shutdown_seconds
                 if not (message["done"] or self._ending) and waited > grace:
                     self.leave(process, message["reason"])
-            time.sleep(0.5)
 
     def _read_ended(self) -> None:
         with contextlib.suppress(Exception):  # without a coordinator the relay has the word
@@ -167,6 +175,10 @@ class Peers:
             self._said = True
             with contextlib.suppress(Exception):  # nobody may be there to be told
                 self.client.key_value_set(f"{ENDED}{self.index}", json.dumps(message))
+
+
+def _thread_of(work: Callable[[], None]) -> threading.Thread:
+    return threading.Thread(target=work, name=work.__name__, daemon=True)
 
 
 _thread = threading.local()
