@@ -2,11 +2,13 @@
 
 import contextlib
 import glob
+import json
 import os
 import pathlib
 import tempfile
 import time
 from collections.abc import Iterator
+from typing import Any
 
 _MODE = 0o644  # temporary files are readable by their owner alone
 _SECONDS_TO_KEEP = 24 * 3600  # remains of others, whose locks may not be seen from here
@@ -29,10 +31,18 @@ def replacing(path: str | os.PathLike) -> Iterator[pathlib.Path]:
         _try_lock(handle)  # tells other processes that it is being written
         yield partial
         os.chmod(partial, _MODE)
+        os.fsync(handle)  # else the name may outlive the content in a power failure
         os.replace(partial, path)
     finally:
         os.close(handle)
         partial.unlink(missing_ok=True)
+
+
+def write_json(path: pathlib.Path, value: Any) -> None:
+    """Writes JSON so that a reader sees the old file or the new one, never a part."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with replacing(path) as partial:
+        partial.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")
 
 
 @contextlib.contextmanager

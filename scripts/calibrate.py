@@ -83,8 +83,8 @@ def parser() -> Parser:
 def calibrate(arguments: argparse.Namespace) -> None:
     """Loads the features, measures the curve, chooses, writes and prints."""
     from ccafl_jax.evaluation.open_set import as_file, choose, open_set
+    from ccafl_jax.files import write_json
     from ccafl_jax.neighbors.similarity import FeatureScores
-    from ccafl_jax.report.summary import write_json
     from ccafl_jax.scoring import feature_set
 
     check(arguments)

@@ -280,8 +280,8 @@ def check(arguments: argparse.Namespace) -> None:
 def evaluate(arguments: argparse.Namespace) -> None:
     """Extracts or reads features, ranks, writes and prints."""
     from ccafl_jax.deploy.evaluate import score
+    from ccafl_jax.files import write_json
     from ccafl_jax.report.figures import figures_text
-    from ccafl_jax.report.summary import write_json
     from ccafl_jax.scoring import feature_set
 
     options = scoring_options(arguments)
@@ -379,7 +379,7 @@ def save_results(evaluation, path: pathlib.Path) -> None:
 
 def compare(arguments: argparse.Namespace) -> None:
     """Prints results of several data sets as one matrix."""
-    from ccafl_jax.report.summary import write_json
+    from ccafl_jax.files import write_json
     from ccafl_jax.scoring.cross_domain import cross_domain
 
     found = cross_domain(arguments.cross_domain)

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 from command import Parser, one_line_errors, read_config, start_logging, user_path
 
 from ccafl_jax.training import processes
+from ccafl_jax.training.agreement import from_first
 from ccafl_jax.training.compilation import keep_compiled
 from ccafl_jax.training.storage import is_local, open_path
 
@@ -136,15 +137,15 @@ def run(arguments: argparse.Namespace, overrides: list[str]) -> None:
                 "choose another --workdir, or set data.root"
             )
         folder = arguments.workdir / "data"
-        root = processes.from_first(lambda: str(draw_synthetic(folder, config.data)))
+        root = from_first(lambda: str(draw_synthetic(folder, config.data)))
     training = prepare_run(config, workdir=arguments.workdir, root=str(root))
     if arguments.dry_run:
         print_costs(dry_run(training))
         return
-    finished = processes.from_first((arguments.workdir / "summary.json").exists)
+    finished = from_first((arguments.workdir / "summary.json").exists)
     if arguments.overwrite or (arguments.rerun and finished):
         # Only now that the new run can start, and before any process looks for checkpoints.
-        processes.from_first(lambda: remove_run(arguments.workdir))
+        from_first(lambda: remove_run(arguments.workdir))
     how = ("--resume", "--rerun", "--overwrite")
     kept = [word for word in sys.argv if word not in how]
     again = shlex.join(["python", *kept, "--resume"])

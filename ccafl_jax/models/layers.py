@@ -13,6 +13,8 @@ from flax import nnx
 
 from ccafl_jax import numerics
 
+ATTENTION = ("plain", "cudnn")
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Compute:
@@ -27,14 +29,25 @@ class Compute:
         them.
       remat: keep only the inputs of residual and transformer blocks for the gradient and compute
         the rest again: less memory, about a third more work.
+      attention: how the blocks of transformers attend. "plain" are products with a softmax between
+        them; "cudnn" is one kernel of NVIDIA's library, which keeps no weights for the gradient:
+        for GPUs of NVIDIA and half precision.
     """
 
     dtype: jnp.dtype | None = None
     param_dtype: jnp.dtype = jnp.float32
     precision: str = "highest"
     remat: bool = False
+    attention: str = "plain"
 
     def __post_init__(self):
+        if self.attention not in ATTENTION:
+            raise ValueError(f"attention is {self.attention!r}; choose one of {ATTENTION}")
+        if self.attention == "cudnn" and self.activations.itemsize > 2:
+            raise ValueError(
+                f"attention 'cudnn' is for half precision, not {self.activations}: choose "
+                "bfloat16, or attention 'plain'"
+            )
         if self.precision not in ("highest", "high", "default"):
             raise ValueError(
                 f"precision is {self.precision!r}; choose 'highest', 'high' or 'default'"

@@ -1,12 +1,7 @@
 """`summary.json` of a run and the table printed at its end."""
 
-import json
-import os
-import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any
-
-from ccafl_jax.files import replacing
 
 COLUMNS = (
     ("mAP", "mAP"),
@@ -16,16 +11,6 @@ COLUMNS = (
     ("mINP", "mINP"),
     ("same_camera_share", "same-camera"),
 )
-
-
-def write_json(path: pathlib.Path, value: Mapping) -> None:
-    """Writes JSON so that a reader sees the old file or the new one, never a part."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with replacing(path) as partial, partial.open("w") as file:
-        json.dump(value, file, indent=2)
-        file.write("\n")
-        file.flush()
-        os.fsync(file.fileno())
 
 
 def result_table(rows: Sequence[tuple[str, Mapping[str, Any]]]) -> str:

@@ -18,8 +18,9 @@ from typing import TYPE_CHECKING, Any
 import jax
 import numpy as np
 
+from ccafl_jax.training.agreement import from_first
 from ccafl_jax.training.manifest import NAME, find_damage, write_manifest
-from ccafl_jax.training.processes import from_first, is_first
+from ccafl_jax.training.processes import is_first
 from ccafl_jax.training.storage import open_path
 
 if TYPE_CHECKING:

@@ -1,18 +1,13 @@
-"""Several processes of one run: how they start, agree, and notice that one of them is gone.
+"""Several processes of one run: how they find each other, and notice that one of them is gone.
 
-Every process runs the same program on its own devices. What is built on the host from near-tied
-floats is built by the first process and sent to the others through the store of JAX's coordinator,
-so that they may wait for it for minutes, outside any collective.
+Every process runs the same program on its own devices. `agreement` makes them agree on what is
+built on the host.
 """
 
 import argparse
 import atexit
-import base64
 import contextlib
 import dataclasses
-import hashlib
-import itertools
-import json
 import logging
 import os
 import pathlib
@@ -22,33 +17,24 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any, TypeVar
+from typing import Any
 
 import jax
-import numpy as np
 
 from ccafl_jax.training import relay
-from ccafl_jax.training.peers import GONE, Peers, is_alone
-
-T = TypeVar("T")
+from ccafl_jax.training.peers import GONE, Peers
 
 __all__ = [
     "GONE",
     "ProcessOptions",
     "add_flags",
     "are_several",
-    "from_first",
     "is_first",
+    "jax_state",
     "options_from",
     "start",
     "watched",
 ]
-
-_PART = 1 << 20
-"""Bytes of a value of the store."""
-
-_POLL_SECONDS = 5
-"""That one question to the store may take; it is asked again as often as needed."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -75,9 +61,6 @@ class ProcessOptions:
 
 _peers: Peers | None = None
 """Watches the other processes, once `start` found some."""
-
-_rounds = itertools.count()
-"""Numbers the calls of `from_first`, alike on all processes."""
 
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
@@ -162,7 +145,7 @@ def start(options: ProcessOptions | None = None) -> None:
             shutdown_timeout_seconds=options.shutdown_seconds,
         )
     _peers = Peers(
-        client=_jax_state().client,
+        client=jax_state().client,
         index=index,
         count=count,
         heartbeat_seconds=options.heartbeat_seconds,
@@ -244,40 +227,12 @@ def is_cluster(environment: Mapping[str, str]) -> bool:
 
 def are_several() -> bool:
     """Whether the run has several processes."""
-    return _jax_state().num_processes > 1
+    return jax_state().num_processes > 1
 
 
 def is_first() -> bool:
     """Whether this is the process that writes logs and builds labels."""
-    return _jax_state().process_id == 0  # jax.process_index() would start the devices
-
-
-def from_first(build: Callable[[], T]) -> T:
-    """What the first process builds, on all of them; every process must call this.
-
-    Others wait as long as the first one lives. All compare the sha256 of what they have.
-
-    Args:
-      build: called by the first process only; returns what JSON can hold, tuples and arrays of
-        NumPy included, with strings as keys.
-
-    Raises:
-      Exception: what `build` raised; on the other processes a ValueError, an OSError or a
-        RuntimeError with the same words.
-      TypeError: a value of another type, where it has to be sent.
-    """
-    if not are_several() or is_alone():
-        return build()
-    store = _Round(f"ccafl_jax/agreed/{next(_rounds)}")
-    if not is_first():
-        return _unpack(json.loads(store.receive()))
-    try:
-        message = json.dumps(_pack(build())).encode()
-    except Exception as error:
-        store.send_error(error)
-        raise
-    store.send(message)
-    return _unpack(json.loads(message))
+    return jax_state().process_id == 0  # jax.process_index() would start the devices
 
 
 @contextlib.contextmanager
@@ -308,108 +263,7 @@ def number_log_lines(index: int) -> None:
         handler.setFormatter(logging.Formatter(f"[{index}] %(message)s"))
 
 
-@dataclasses.dataclass
-class _Round:
-    """One value on its way from the first process, in the coordinator's store.
-
-    Attributes:
-      folder: of its keys.
-    """
-
-    folder: str
-
-    def send(self, message: bytes) -> None:
-        """Sends to all, and compares what they received; then the store forgets it."""
-        parts = range(0, len(message), _PART)
-        for number, at in enumerate(parts):
-            _jax_state().client.key_value_set_bytes(
-                f"{self.folder}/part/{number}", message[at : at + _PART]
-            )
-        digest = hashlib.sha256(message).hexdigest()
-        self._set("head", {"parts": len(parts)})
-        others = range(1, _jax_state().num_processes)
-        received = {index: self._wait(f"received/{index}") for index in others}
-        other = [index for index, found in received.items() if found != digest]
-        error = f"process {other[0]} received other values than process 0 sent" if other else ""
-        _jax_state().client.key_value_delete(f"{self.folder}/part")
-        self._set("verdict", {"error": error})
-        if error:
-            raise RuntimeError(error)
-
-    def send_error(self, error: Exception) -> None:
-        """Tells the others that there is no value."""
-        words = (str(error).strip() or type(error).__name__).splitlines()[0]
-        kind = next((kind for kind in _ERRORS if isinstance(error, kind)), RuntimeError)
-        self._set("head", {"error": words, "kind": kind.__name__})
-
-    def receive(self) -> bytes:
-        """Waits for the value."""
-        head = self._wait("head")
-        if "error" in head:
-            kinds = {kind.__name__: kind for kind in (*_ERRORS, RuntimeError)}
-            raise kinds[head["kind"]](head["error"])
-        message = b"".join(
-            _jax_state().client.blocking_key_value_get_bytes(f"{self.folder}/part/{number}", 60_000)
-            for number in range(head["parts"])
-        )
-        self._set(f"received/{_jax_state().process_id}", hashlib.sha256(message).hexdigest())
-        if error := self._wait("verdict")["error"]:
-            raise RuntimeError(error)
-        return message
-
-    def _set(self, name: str, value: Any) -> None:
-        _jax_state().client.key_value_set(f"{self.folder}/{name}", json.dumps(value))
-
-    def _wait(self, name: str) -> Any:
-        """A value that some process will set; if that one is gone, so is this one, see `Peers`."""
-        while True:
-            try:
-                found = _jax_state().client.blocking_key_value_get(
-                    f"{self.folder}/{name}", _POLL_SECONDS * 1000
-                )
-                return json.loads(found)
-            except jax.errors.JaxRuntimeError as error:
-                if "DEADLINE_EXCEEDED" not in str(error):
-                    raise
-
-
-_ERRORS = (ValueError, OSError)
-"""What users can mend, and keeps its kind on other processes."""
-
-
-def _pack(value: Any) -> Any:
-    """A value as JSON can hold it; arrays and tuples are marked."""
-    if isinstance(value, jax.Array | np.ndarray | np.generic) and value.dtype != object:
-        value = np.asarray(value)
-        name = value.dtype.name if value.dtype.kind == "V" else value.dtype.str  # V: bfloat16
-        return {"__array__": [name, value.shape, base64.b64encode(value.tobytes()).decode()]}
-    if isinstance(value, tuple):
-        return {"__tuple__": [_pack(x) for x in value]}
-    if isinstance(value, list):
-        return [_pack(x) for x in value]
-    if isinstance(value, dict) and all(isinstance(key, str) for key in value):
-        return {key: _pack(x) for key, x in value.items()}
-    if value is None or isinstance(value, str | int | float):
-        return value
-    raise TypeError(f"{type(value).__name__} cannot be sent to other processes: {value!r:.80}")
-
-
-def _unpack(value: Any) -> Any:
-    """Inverse of `_pack`."""
-    if isinstance(value, list):
-        return [_unpack(x) for x in value]
-    if not isinstance(value, dict):
-        return value
-    if "__array__" in value:
-        dtype, shape, data = value["__array__"]
-        array = np.frombuffer(bytearray(base64.b64decode(data)), np.dtype(dtype)).reshape(shape)
-        return array if shape else array[()]
-    if "__tuple__" in value:
-        return tuple(_unpack(x) for x in value["__tuple__"])
-    return {key: _unpack(x) for key, x in value.items()}
-
-
-def _jax_state() -> Any:
+def jax_state() -> Any:
     """What JAX knows of the processes, with its connection to the coordinator."""
     from jax._src import distributed  # nothing public gives the client
 

@@ -61,6 +61,8 @@ def main() -> int:
     failed = []
     for work in works:
         name = f"{work['network']} {work['dtype']}"
+        if work["attention"] != "plain":
+            name += f" {work['attention']}"
         print(f"{name}: {work}", flush=True)
         try:
             found = in_own_process(__file__, json.dumps(work), {})
@@ -96,6 +98,7 @@ def parse() -> argparse.Namespace:
     add = parser.add_argument
     add("--networks", nargs="+", choices=NETWORKS, help="both; on a CPU RN50")
     add("--dtypes", nargs="+", choices=["bfloat16", "float32"], help="both; on a CPU float32")
+    add("--attention", nargs="+", choices=["plain", "cudnn"], help="on a GPU both, for bf16 ViTs")
     add("--phases", nargs="+", choices=PHASES, help="all")
     add("--inputs", nargs="+", choices=INPUTS, help="resident, and one phase with streaming")
     add("--batch", nargs=2, type=int, metavar=("P", "K"), help="16 8; on a CPU 4 2")
@@ -131,10 +134,13 @@ def chosen(options: argparse.Namespace, *, cpu: bool) -> list[dict[str, Any]]:
         "tiny": options.tiny,
     }
     networks = options.networks or (["RN50"] if cpu else list(NETWORKS))
+    attentions = options.attention or (["plain"] if cpu else ["plain", "cudnn"])
     return [
-        {"network": network, "dtype": dtype, **shared}
+        {"network": network, "dtype": dtype, "attention": attention, **shared}
         for network in networks
         for dtype in options.dtypes or dtypes
+        for attention in attentions
+        if attention == "plain" or (network.startswith("ViT") and dtype == "bfloat16")
     ]
 
 

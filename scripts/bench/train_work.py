@@ -72,6 +72,7 @@ class Work(NamedTuple):
 
     network: str
     dtype: str
+    attention: str
     classes: int
     images: int
     phases: list[str]
@@ -241,7 +242,7 @@ def prepare(work: Work) -> Setup:
     size = (64, 32) if work.tiny else (256, 128)
     config = CCAFLConfig(
         data=DataConfig(height=size[0], width=size[1]),
-        model=ModelConfig(compute_dtype=work.dtype),
+        model=ModelConfig(compute_dtype=work.dtype, attention=work.attention),
         sampler=SamplerConfig(classes=work.classes, images=work.images),
         prompts=PromptsConfig(epochs=PROMPT_EPOCHS[work.network]),
     )
@@ -251,7 +252,7 @@ def prepare(work: Work) -> Setup:
         text=TINY_TEXT if work.tiny else TEXT,
         activation="quick_gelu",
     )
-    compute = Compute(dtype=jnp.dtype(work.dtype))
+    compute = Compute(dtype=jnp.dtype(work.dtype), attention=work.attention)
     clip = encoders.random_module(lambda: CLIP(sizes, compute=compute, rngs=nnx.Rngs(0)))
     model, heads = image_model(clip, config, cameras=CAMERAS)
     graphdef, params, batch_stats = split_model(model)

@@ -16,8 +16,8 @@ from ccafl_jax.evaluation.open_set import (
     read_threshold,
 )
 from ccafl_jax.evaluation.relevance import Lists, relevance
+from ccafl_jax.files import write_json
 from ccafl_jax.neighbors.similarity import FeatureScores, MatrixScores
-from ccafl_jax.report.summary import write_json
 
 TINY = np.finfo(np.float32).tiny
 

@@ -4,6 +4,7 @@ import dataclasses
 import functools
 import types
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -227,6 +228,7 @@ ELSEWHERE = {
     "input.share": 0.1,
     "scale.shard_classes": True,
     "stages": ("prompts",),
+    "model.attention": "cudnn",
     "model.calibrate_neck": False,
     "model.camera_embedding": True,
     "model.tower": "vit",
@@ -324,6 +326,7 @@ OPTIONS = {
     "evaluation.no_match": ("zero", evaluation),
 }
 SPECIAL = {
+    "model.attention": {"compute_dtype": "bfloat16"},
     "model.camera_scale": {"camera_embedding": True},
     "scale.rule": {"batch": 4},
     # A border of 5 epochs is no fraction, so the borders change with the unit.
@@ -451,6 +454,15 @@ def test_a_recipe_for_one_tower_refuses_the_other(monkeypatch):
 def test_a_camera_scale_without_cameras_is_refused():
     with pytest.raises(ValueError, match="camera_scale needs camera_embedding"):
         from_mapping(CCAFLConfig, {"model": {"camera_scale": 3.0}})
+
+
+def test_fused_attention_is_refused_where_it_cannot_run(monkeypatch):
+    with pytest.raises(ValueError, match="needs compute_dtype='bfloat16'"):
+        from_mapping(CCAFLConfig, {"model": {"attention": "cudnn"}})
+    model = {"attention": "cudnn", "compute_dtype": "bfloat16"}
+    monkeypatch.setattr(jax, "default_backend", lambda: "cpu")
+    with pytest.raises(ValueError, match="the devices are cpu: set"):
+        setup.load_towers(from_mapping(CCAFLConfig, {"model": model}), "DIR")
 
 
 def test_weights_must_be_named():

@@ -10,7 +10,7 @@ from flax import nnx
 from jax.extend.core import Jaxpr
 
 from ccafl_jax.models.clip import CLIP
-from ccafl_jax.models.clip.transformer import layer_norm
+from ccafl_jax.models.clip.transformer import Block, layer_norm
 from ccafl_jax.models.layers import Compute
 from ccafl_jax.models.reid import CLIPReID
 from tests.models.checkpoints import small_config, small_vit_config
@@ -71,3 +71,68 @@ def test_layer_norm_survives_a_large_mean():
     expected = (x - x.mean(1, keepdims=True)) / np.sqrt(x.var(1, keepdims=True) + 1e-5)
     norm = layer_norm(512, Compute(), nnx.Rngs(0))
     np.testing.assert_allclose(norm(jnp.asarray(x, jnp.float32)), expected, atol=2e-3)
+
+
+def blocks(causal: bool) -> tuple[Block, Block]:
+    """The same block with plain and with fused attention."""
+    made = [
+        Block(
+            64,
+            heads=2,
+            mlp_width=128,
+            depth=1,
+            activation="gelu",
+            causal=causal,
+            compute=Compute(dtype=jnp.bfloat16, attention=attention),
+            rngs=nnx.Rngs(0),
+        )
+        for attention in ("plain", "cudnn")
+    ]
+    return made[0], made[1]
+
+
+def attended(block: Block, x: jax.Array) -> list[np.ndarray]:
+    """What the block's attention returns, and the gradient of its input."""
+    graphdef, params = nnx.split(block)
+    weight = jax.random.normal(jax.random.key(1), x.shape)
+
+    def loss(x):
+        y = nnx.merge(graphdef, params, copy=True).attend(x.astype(jnp.bfloat16))
+        return jnp.sum(y.astype(jnp.float32) * weight), y
+
+    gradient, y = jax.grad(loss, has_aux=True)(x)
+    return [np.asarray(y, np.float32), np.asarray(gradient, np.float32)]
+
+
+def check_fused_attention(causal: bool) -> None:
+    x = jax.random.normal(jax.random.key(0), (3, 13, 64))  # an odd length, as of a class token
+    plain, fused = (attended(block, x) for block in blocks(causal))
+    for expected, found in zip(plain, fused, strict=True):
+        np.testing.assert_allclose(found, expected, atol=0.02 * np.abs(expected).max())
+
+
+@pytest.mark.parametrize("causal", [False, True])
+def test_fused_attention_is_asked_for_the_same(causal, monkeypatch):
+    """The kernel needs a GPU; what it is asked for is computed by its twin."""
+    asked, twin = [], jax.nn.dot_product_attention
+
+    def attention(*arrays, implementation, **options):
+        asked.append(implementation)
+        return twin(*arrays, implementation="xla", **options)
+
+    monkeypatch.setattr(jax.nn, "dot_product_attention", attention)
+    check_fused_attention(causal)
+    assert asked == ["cudnn"]
+
+
+@pytest.mark.skipif(jax.default_backend() != "gpu", reason="a kernel of NVIDIA's GPUs")
+@pytest.mark.parametrize("causal", [False, True])
+def test_fused_attention_equals_the_plain_one(causal):
+    check_fused_attention(causal)
+
+
+def test_fused_attention_is_for_half_precision():
+    with pytest.raises(ValueError, match="attention 'cudnn' is for half precision, not float32"):
+        Compute(attention="cudnn")
+    with pytest.raises(ValueError, match="choose one of"):
+        Compute(attention="flash")

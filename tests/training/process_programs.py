@@ -22,6 +22,7 @@ import numpy as np
 from jax._src import distributed
 
 from ccafl_jax.training import processes
+from ccafl_jax.training.agreement import from_first
 from ccafl_jax.training.preemption import Preemption
 from ccafl_jax.training.sharding import host_local, make_mesh, replicate, shard_rows
 
@@ -37,7 +38,7 @@ def toy(steps: int):
     """A sharded step of regression, its first weights and its batches."""
     mesh = make_mesh()
     random = np.random.default_rng(0)
-    weights = processes.from_first(lambda: {"w": np.full(3, 0.5, np.float32)})
+    weights = from_first(lambda: {"w": np.full(3, 0.5, np.float32)})
     weights = replicate(weights, mesh)
 
     @jax.jit
@@ -78,7 +79,7 @@ def train(arguments: argparse.Namespace) -> None:
 def host_work(arguments: argparse.Namespace) -> None:
     """Waits on the host, far from any collective."""
     with processes.watched(lambda: "last: 7", resume="run --resume"):
-        processes.from_first(lambda: 1)
+        from_first(lambda: 1)
         arguments.ready.touch()
         time.sleep(100)
 
@@ -87,11 +88,11 @@ def agree(arguments: argparse.Namespace) -> None:
     """Values of many kinds from the first process, late, large, and failing."""
     index = arguments.process_id or 0
     with processes.watched(lambda: "last: 7", resume="run --resume"):
-        values = processes.from_first(
+        values = from_first(
             lambda: {"none": None, "tuple": (1, [2.5, "x"]), "half": np.ones((2, 1), jnp.bfloat16)}
         )
         say(tuple=repr(values["tuple"]), none=values["none"], half=str(values["half"].dtype))
-        large = processes.from_first(lambda: np.arange(1_000_000, dtype=np.int32))
+        large = from_first(lambda: np.arange(1_000_000, dtype=np.int32))
         say(large=int(large.sum()), writable=large.flags.writeable, dtype=str(large.dtype))
 
         def late() -> int:
@@ -100,21 +101,21 @@ def agree(arguments: argparse.Namespace) -> None:
             )  # holds Python's lock, as some libraries do
             return index
 
-        say(late=processes.from_first(late))
+        say(late=from_first(late))
 
         def failing() -> None:
             raise FileNotFoundError(f"no such file, says {index}")
 
         try:
-            processes.from_first(failing)
+            from_first(failing)
         except OSError as error:
             say(error=str(error))
         try:
-            processes.from_first(lambda: 1 / 0)
+            from_first(lambda: 1 / 0)
         except (ZeroDivisionError, RuntimeError) as error:
             say(error=str(error))
         stored = distributed.global_state.client.key_value_dir_get("ccafl_jax/agreed/1/part")
-        say(after=processes.from_first(lambda: index + 5), stored=stored)
+        say(after=from_first(lambda: index + 5), stored=stored)
 
 
 def placement(arguments: argparse.Namespace) -> None:

@@ -1,5 +1,4 @@
 import argparse
-import json
 import os
 import signal
 import socket
@@ -7,7 +6,6 @@ import subprocess
 import sys
 import time
 
-import jax.numpy as jnp
 import numpy as np
 import pytest
 from process_jobs import HEARTBEAT, free_port, started
@@ -83,38 +81,9 @@ def test_alone_nothing_is_started_and_nothing_is_sent(monkeypatch):
     for name in [*SLURM, *OMPI]:
         monkeypatch.delenv(name, raising=False)
     processes.start(ProcessOptions())
-    value = object()
     assert processes.is_first() and not processes.are_several()
-    assert processes.from_first(lambda: value) is value
     with processes.watched(lambda: "", resume=""):
         pass
-
-
-@pytest.mark.parametrize(
-    "value",
-    [
-        None,
-        {"a": [1, 2.5, True, "x"], "b": {"c": ()}},
-        (1, [(2,)]),
-        np.arange(6, dtype=np.int32).reshape(2, 3)[:, ::2],
-        np.asarray([1.5, -2], jnp.bfloat16),
-        np.asarray(["a", "longer"]),
-        {"nan": [float("inf")], "empty": np.zeros((0, 2))},
-        np.float32(0.1),
-    ],
-)
-def test_values_survive_the_way_to_other_processes(value):
-    found = processes._unpack(json.loads(json.dumps(processes._pack(value))))
-    assert type(found) is type(value)
-    if isinstance(value, np.ndarray):
-        assert found.dtype == value.dtype and found.flags.writeable
-    np.testing.assert_equal(found, value)
-
-
-@pytest.mark.parametrize("value", [{1: 2}, {3}, np.asarray([None]), [lambda: 0]])
-def test_values_that_would_change_on_the_way_are_refused(value):
-    with pytest.raises(TypeError, match="cannot be sent"):
-        processes._pack(value)
 
 
 class Coordinator:

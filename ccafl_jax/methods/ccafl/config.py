@@ -81,6 +81,8 @@ class ModelConfig:
       calibrate_neck: set the neck's running statistics from the training images before the
         first extraction.
       remat: compute the inside of blocks again for the gradient: less memory, more work.
+      attention: in the blocks of transformers: `plain`, or `cudnn`, one fused kernel for GPUs of
+        NVIDIA with `bfloat16`.
     """
 
     weights: str = ""
@@ -94,8 +96,14 @@ class ModelConfig:
     compute_dtype: str = "float32"
     calibrate_neck: bool = True
     remat: bool = False
+    attention: str = "plain"
 
     def __post_init__(self):
+        require_choice("attention", self.attention, ("plain", "cudnn"))
+        require(
+            self.attention == "plain" or self.compute_dtype == "bfloat16",
+            "attention='cudnn' needs compute_dtype='bfloat16'",
+        )
         require_choice("tower", self.tower, ("", "resnet", "vit"))
         require_choice("activation", self.activation, ("", "quick_gelu", "gelu"))
         require(

@@ -51,6 +51,7 @@ from ccafl_jax.models.clip import CLIP, Tokenizer
 from ccafl_jax.models.prompts import init_prompts, prompt_template, template_embeddings
 from ccafl_jax.pseudo_labels.cross_camera import diagnostics
 from ccafl_jax.report.summary import result_table, summary_rows
+from ccafl_jax.training.agreement import from_first
 from ccafl_jax.training.checkpoints import Checkpoints
 from ccafl_jax.training.description import check_digest
 from ccafl_jax.training.extract import Extractor, Stopped
@@ -60,7 +61,7 @@ from ccafl_jax.training.layout import layout, with_rows
 from ccafl_jax.training.log import RunLog, format_line
 from ccafl_jax.training.loop import Loop, Watchdog, mean_metrics
 from ccafl_jax.training.preemption import Preempted
-from ccafl_jax.training.processes import from_first, is_first
+from ccafl_jax.training.processes import is_first
 from ccafl_jax.training.saves import Saves
 from ccafl_jax.training.sharding import check_batch, make_mesh, place, replicate
 from ccafl_jax.training.state import TrainState, split_model

@@ -6,6 +6,7 @@ import logging
 import os
 import pathlib
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 
@@ -105,14 +106,28 @@ def weights_directory(config: ModelConfig) -> pathlib.Path:
 
 
 def load_towers(config: CCAFLConfig, directory: pathlib.Path) -> CLIP:
-    """Both towers, for the recipe's image size and strides."""
+    """Both towers, for the recipe's image size and strides.
+
+    Raises:
+      ValueError: weights of another kind than the recipe is for, or arithmetic that the devices
+        cannot do.
+    """
+    if config.model.attention == "cudnn" and jax.default_backend() != "gpu":
+        raise ValueError(
+            "model.attention='cudnn' needs a GPU of NVIDIA, and the devices are "
+            f"{jax.default_backend()}: set --config.model.attention plain"
+        )
     clip = load_clip(
         directory,
         image_size=(config.data.height, config.data.width),
         last_stride=config.model.last_stride,
         patch_stride=config.model.patch_stride or None,
         activation=config.model.activation or None,
-        compute=Compute(dtype=jnp.dtype(config.model.compute_dtype), remat=config.model.remat),
+        compute=Compute(
+            dtype=jnp.dtype(config.model.compute_dtype),
+            remat=config.model.remat,
+            attention=config.model.attention,
+        ),
     )
     vision = clip.config.vision
     log.info("weights: %s, %s, %s", directory, vision, clip.config.activation)

@@ -66,6 +66,11 @@ class Block(nnx.Module):
         heads, precision = self.heads, self.compute.products
         qkv = self.in_proj(x).reshape(n, length, 3, heads, width // heads)
         query, key, value = qkv[:, :, 0], qkv[:, :, 1], qkv[:, :, 2]
+        if self.compute.attention == "cudnn":
+            mixed = jax.nn.dot_product_attention(
+                query, key, value, is_causal=self.causal, implementation="cudnn"
+            )
+            return self.out_proj(mixed.reshape(n, length, width))
         query = query * (width // heads) ** -0.5
         logits = jnp.einsum("nqhd,nkhd->nhqk", query, key, precision=precision)
         logits = numerics.at_least_float32(logits)
