@@ -46,6 +46,19 @@ def class_means(
     return total / jnp.where(count > 0, count, 1)[:, None], count
 
 
+def centered_by_group(f: jax.Array, group: np.ndarray) -> jax.Array:
+    """Features without the mean of their group (a camera), L2-normalised.
+
+    Args:
+      f: float[rows, dim].
+      group: int[rows] (numpy), from 0.
+    """
+    group = np.asarray(group)
+    index = jnp.asarray(group, jnp.int32)
+    means, _ = class_means(f, index, int(group.max(initial=-1)) + 1)
+    return l2_normalize(f - means[index])
+
+
 def init_centroids(
     f: jax.Array, label: jax.Array, num_classes: int, valid: jax.Array | None = None
 ) -> jax.Array:

@@ -1,4 +1,7 @@
-"""How far features know the camera: whether the most similar strangers share one's camera."""
+"""How far features know the camera: whether strangers of one's camera look like oneself.
+
+`camera_probes` asks the other way round, whether the camera can be read from a feature.
+"""
 
 import functools
 
@@ -42,27 +45,42 @@ def same_camera_share(
     Raises:
       ValueError: shapes that do not fit, k or limit below 1, features that are not finite or zero.
     """
-    pid, camid = _check_labels(pid, camid)
-    n = len(pid)
-    if np.ndim(f) != 2 or len(f) != n or k < 1 or limit < 1:
-        raise ValueError(
-            f"features {np.shape(f)} for {n} labels with k={k} and limit={limit}: expected "
-            f"[{n}, dim], k and limit 1 or more"
-        )
-    if n == 0:
-        return 0.0
-    f = jnp.asarray(joined("cosine", extracted=f).rows)
-    rows = np.linspace(0, n - 1, min(n, limit)).round().astype(np.int32)
-    block = min(block or max(8, _BLOCK_ELEMENTS // n), len(rows))
-    shares, valid = [], []
-    for start in range(0, len(rows), block):
-        some = rows[start : start + block]
-        # The last block is filled up, so that all have one shape.
-        full = np.pad(some, (0, block - len(some)), mode="edge")
-        share, has = _block_share(f, pid, camid, full, min(k, n))
-        shares.append(np.asarray(share)[: len(some)])
-        valid.append(np.asarray(has)[: len(some)])
-    return float(np.sum(np.concatenate(shares)) / max(int(np.sum(np.concatenate(valid))), 1))
+    if k < 1:
+        raise ValueError(f"k is {k}: expected 1 or more")
+    of_block = functools.partial(_block_share, k=min(k, max(1, len(pid))))
+    return _mean_over_images(of_block, f, pid, camid, block=block, limit=limit, empty=0.0)
+
+
+def other_camera_auc(
+    f: jax.Array,
+    pid: np.ndarray,
+    camid: np.ndarray,
+    *,
+    block: int | None = None,
+    limit: int = _LIMIT,
+) -> float:
+    """How often one's own person in another camera is more similar than a stranger in one's own.
+
+    For each image the area under the ROC curve of its similarities: images of the same identity in
+    other cameras against images of other identities in its camera. 1 is a feature that no camera
+    misleads, 0.5 one that knows persons and cameras equally well, 0 one that knows cameras only.
+
+    Args:
+      f: float[n, D]; cosine similarity is used. Leave out junk and distractors beforehand.
+      pid: int[n].
+      camid: int[n].
+      block: images per step; chosen from n when None.
+      limit: of the images that are asked, among all n; of more this many are taken, evenly spread.
+
+    Returns:
+      The mean over images that have both kinds of pairs; ties count one half. NaN if none has.
+
+    Raises:
+      ValueError: shapes that do not fit, limit below 1, features that are not finite or zero.
+    """
+    return _mean_over_images(
+        _block_auc, f, pid, camid, block=block, limit=limit, empty=float("nan")
+    )
 
 
 def same_camera_base_rate(pid: np.ndarray, camid: np.ndarray) -> float:
@@ -85,6 +103,49 @@ def same_camera_base_rate(pid: np.ndarray, camid: np.ndarray) -> float:
     both = _group_size(pid_index.astype(np.int64) * (int(cam_index.max()) + 1) + cam_index)
     same = _group_size(camid) - both
     return float(np.sum(same / np.maximum(strangers, 1)) / max(int(np.sum(strangers > 0)), 1))
+
+
+def _mean_over_images(of_block, f, pid, camid, *, block, limit, empty: float) -> float:
+    """Mean of what `of_block` finds of each image, over those for which it finds something."""
+    pid, camid = _check_labels(pid, camid)
+    n = len(pid)
+    if np.ndim(f) != 2 or len(f) != n or limit < 1:
+        raise ValueError(
+            f"features {np.shape(f)} for {n} labels with limit={limit}: expected [{n}, dim] and "
+            "limit 1 or more"
+        )
+    if n == 0:
+        return empty
+    f = jnp.asarray(joined("cosine", extracted=f).rows)
+    rows = np.linspace(0, n - 1, min(n, limit)).round().astype(np.int32)
+    block = min(block or max(8, _BLOCK_ELEMENTS // n), len(rows))
+    found, valid = [], []
+    for start in range(0, len(rows), block):
+        some = rows[start : start + block]
+        # The last block is filled up, so that all have one shape.
+        full = np.pad(some, (0, block - len(some)), mode="edge")
+        value, has = of_block(f, pid, camid, full)
+        found.append(np.asarray(value)[: len(some)])
+        valid.append(np.asarray(has)[: len(some)])
+    number = int(np.sum(np.concatenate(valid)))
+    return float(np.sum(np.concatenate(found)) / number) if number else empty
+
+
+@jax.jit
+def _block_auc(f, pid, camid, rows) -> tuple[jax.Array, jax.Array]:
+    """Area under the curve of some rows, 0 for those without both kinds of pairs."""
+    scores = numerics.einsum("qd,gd->qg", f[rows], f)
+    same_pid = pid[rows][:, None] == pid
+    same_camera = camid[rows][:, None] == camid
+    positive, negative = same_pid & ~same_camera, ~same_pid & same_camera
+    against = jnp.sort(jnp.where(negative, scores, jnp.inf), axis=1)
+
+    def below(side: str) -> jax.Array:
+        return jax.vmap(functools.partial(jnp.searchsorted, side=side))(against, scores)
+
+    wins = jnp.where(positive, (below("left") + below("right")) / 2, 0)
+    pairs = jnp.sum(positive, axis=1) * jnp.sum(negative, axis=1)
+    return jnp.sum(wins, axis=1) / jnp.maximum(pairs, 1), pairs > 0
 
 
 @functools.partial(jax.jit, static_argnames="k")

@@ -4,12 +4,14 @@ All return a scalar of at least float32 that is 0, with a zero gradient, when no
 """
 
 from ccafl_jax.losses.adversarial import (
+    camera_adversary,
     cosine_logits,
     gid,
     ical,
     ical_from_cosines,
     ical_logits,
     ical_pos_mask,
+    reverse_gradient,
 )
 from ccafl_jax.losses.classification import i2t_ce, smoothed_cross_entropy
 from ccafl_jax.losses.contrastive import inter_contrast, supcon, supcon_cam
@@ -19,6 +21,7 @@ from ccafl_jax.losses.triplet import batch_triplet, memory_triplet, triplet
 
 __all__ = [
     "batch_triplet",
+    "camera_adversary",
     "camera_mask",
     "camera_row_weights",
     "cosine_logits",
@@ -31,6 +34,7 @@ __all__ = [
     "icdl",
     "inter_contrast",
     "memory_triplet",
+    "reverse_gradient",
     "smoothed_cross_entropy",
     "supcon",
     "supcon_cam",

@@ -2,7 +2,10 @@
 
 GID trains the classifier on features it may not change; ICAL trains the features against the
 classifier it may not change, so that they stop telling which camera an identity was seen by.
+Gradient reversal is the plain way to the same end: features that no classifier of cameras reads.
 """
+
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -180,6 +183,57 @@ def ical_logits(
     )
     inflated = jnp.where(camera_mask(of_rows(cam_of, y), cam_of), (1 + t) * cos + t, cos)
     return s * jnp.where(own, with_margin[:, None], inflated)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(1,))
+def reverse_gradient(x: jax.Array, strength: float = 1.0) -> jax.Array:
+    """`x`; its gradient is multiplied by `-strength`.
+
+    Source: Ganin and Lempitsky, "Unsupervised domain adaptation by backpropagation".
+    """
+    return x
+
+
+def _reverse_forward(x, strength):
+    return x, None
+
+
+def _reverse_backward(strength, _, gradient):
+    return (-strength * gradient,)
+
+
+reverse_gradient.defvjp(_reverse_forward, _reverse_backward)
+
+
+def camera_adversary(
+    f: jax.Array,
+    camera: jax.Array,
+    head: jax.Array,
+    valid: jax.Array | None = None,
+    *,
+    s: float = 16.0,
+    strength: float = 1.0,
+) -> jax.Array:
+    """Classification of the camera by a frozen cosine classifier, with its gradient reversed.
+
+    Args:
+      f: float[batch, dim], L2-normalised.
+      camera: int[batch].
+      head: float[cameras, dim], a row for each camera; held constant (`gid` trains it).
+      valid: bool[batch]; None for all.
+      s: scale of the cosines.
+      strength: the gradient that reaches f is -strength times that of the classification.
+
+    Returns:
+      Scalar: the cross-entropy, mean over valid rows; it rises as cameras are forgotten.
+
+    Source: Ganin and Lempitsky, with GID's classifier.
+    """
+    f = reverse_gradient(f, strength)
+    logits = s * cosine_logits(f, jax.lax.stop_gradient(head))
+    own = one_hot_mask(camera, head.shape[0])
+    loss = masked_cross_entropy(logits, own, jnp.ones(logits.shape, bool))
+    return masked_mean(loss, jnp.ones(camera.shape, bool) if valid is None else valid)
 
 
 def ical_pos_mask(y: jax.Array, pi: jax.Array, cam_of: jax.Array) -> jax.Array:

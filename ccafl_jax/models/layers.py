@@ -91,7 +91,11 @@ class Conv(nnx.Module):
         x = x.astype(dtype)
         size = kernel.shape[0]
         if size == 1 and self.stride == 1:  # a matrix product is the faster form on CPUs
-            return jnp.einsum("bhwi,io->bhwo", x, kernel[0, 0], precision=self.compute.products)
+            # Over flat positions: the gradient of the kernel is then one product as well.
+            y = jnp.matmul(
+                x.reshape(-1, x.shape[-1]), kernel[0, 0], precision=self.compute.products
+            )
+            return y.reshape(*x.shape[:-1], kernel.shape[-1])
         pad = (size // 2, size // 2)  # "SAME" would pad (0, 1) at stride 2
         return jax.lax.conv_general_dilated(
             x,

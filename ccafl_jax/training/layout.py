@@ -22,7 +22,10 @@ REPLICATED: Rules = ((r"", PartitionSpec()),)
 """Every array on every device."""
 
 BY_CLASS: Rules = (
-    (r"^(classifier|memory/[^/]+|classifier_opt/.*/(mu|nu))$", PartitionSpec("data")),
+    (
+        r"^(classifier|memory/(centroids|instances|clusters)|classifier_opt/.*/(mu|nu))$",
+        PartitionSpec("data"),
+    ),
     *REPLICATED,
 )
 """Memory banks and the classifier with its moments split over classes."""

@@ -393,7 +393,9 @@ def begun(setup: Setup, phase: Phase) -> tuple[Context, TrainState]:
         draws=draws,
         mesh=setup.mesh,
     )
-    memory = memories.make_memory(phase, jnp.asarray(setup.features), context, draws)
+    memory = memories.make_memory(
+        phase, jnp.asarray(setup.features), context, draws, cameras=CAMERAS
+    )
     classifier = encoders.draw((classes, setup.features.shape[1]), jnp.float32, 3)
     params, batch_stats = copied((setup.params, setup.batch_stats))
     state = initial_state(config, params, batch_stats, classifier).replace(memory=memory)

@@ -1,7 +1,11 @@
 import numpy as np
 import pytest
 
-from ccafl_jax.evaluation.camera_bias import same_camera_base_rate, same_camera_share
+from ccafl_jax.evaluation.camera_bias import (
+    other_camera_auc,
+    same_camera_base_rate,
+    same_camera_share,
+)
 
 
 def oracle(f, pid, camid, k):
@@ -96,3 +100,30 @@ def test_wrong_input_is_named(data):
         same_camera_base_rate(pid, camid.astype(str))
     with pytest.raises(ValueError, match="equal"):
         same_camera_share(f, pid[:4], camid)
+
+
+def auc_oracle(f, pid, camid):
+    f = f / np.linalg.norm(f, axis=1, keepdims=True)
+    areas = []
+    for i in range(len(pid)):
+        own = [f[i] @ f[j] for j in range(len(pid)) if pid[j] == pid[i] and camid[j] != camid[i]]
+        others = [f[i] @ f[j] for j in range(len(pid)) if pid[j] != pid[i] and camid[j] == camid[i]]
+        if own and others:
+            areas.append(np.mean([(a > b) + (a == b) / 2 for a in own for b in others]))
+    return np.mean(areas) if areas else np.nan
+
+
+@pytest.mark.parametrize("block", [None, 20])
+def test_auc_matches_the_oracle(data, block):
+    assert other_camera_auc(*data, block=block) == pytest.approx(auc_oracle(*data), abs=1e-6)
+
+
+def test_auc_by_hand():
+    pid, camid = np.array([0, 0, 1, 1]), np.array([0, 1, 0, 1])
+    assert other_camera_auc(np.eye(2)[pid], pid, camid) == 1.0
+    assert other_camera_auc(np.eye(2)[camid], pid, camid) == 0.0
+    assert other_camera_auc(np.ones((4, 2)), pid, camid) == 0.5
+    assert np.isnan(other_camera_auc(np.eye(3), np.arange(3), np.zeros(3, int)))
+    assert np.isnan(other_camera_auc(np.zeros((0, 4)), np.zeros(0, int), np.zeros(0, int)))
+    with pytest.raises(ValueError, match="limit 1 or more"):
+        other_camera_auc(np.eye(3), np.arange(3), np.arange(3), limit=0)

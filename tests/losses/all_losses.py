@@ -69,6 +69,7 @@ def all_losses(x: dict, rows: dict, const: dict) -> dict[str, jax.Array]:
         "inter": losses.inter_contrast(f, cluster, const["mu"], const["k_used"]),
         "gid": losses.gid(f, y, x["W"], valid),
         "ical": losses.ical(f, y, x["W"], const["pi"], cam_of, valid),
+        "camera_adversary": losses.camera_adversary(f, camera, x["W"][:3], valid),
     }
 
 

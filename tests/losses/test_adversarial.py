@@ -218,3 +218,24 @@ def test_ical_gradient_is_finite_at_the_ends(value):
         cos[0, column] = value
         grad = ical_value_and_gradient(jnp.asarray(cos), np.array([0]), pi, cam_of)[1]
         assert np.all(np.isfinite(grad))
+
+
+@pytest.mark.parametrize("strength", [1.0, 0.3])
+def test_the_camera_adversary_is_a_classification_with_its_gradient_reversed(strength):
+    rng = np.random.default_rng(0)
+    f, head = jnp.asarray(rng.normal(size=(6, 4))), jnp.asarray(rng.normal(size=(3, 4)))
+    f, camera = l2_normalize(f), jnp.asarray([0, 1, 2, 0, 1, 1])
+    valid = jnp.asarray([True] * 5 + [False])
+
+    def plain(f):
+        log_p = jax.nn.log_softmax(16 * f @ l2_normalize(head).T)[jnp.arange(6), camera]
+        return -jnp.sum(jnp.where(valid, log_p, 0)) / 5
+
+    def reversed_(f, head):
+        return losses.camera_adversary(f, camera, head, valid, strength=strength)
+
+    value, slope = jax.value_and_grad(plain)(f)
+    found, (of_f, of_head) = jax.value_and_grad(reversed_, argnums=(0, 1))(f, head)
+    np.testing.assert_allclose(found, value, rtol=1e-5)
+    np.testing.assert_allclose(of_f, -strength * slope, rtol=1e-4, atol=1e-6)
+    assert not np.any(of_head)

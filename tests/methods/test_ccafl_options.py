@@ -51,8 +51,9 @@ def world(config, stage):
     context = memories.make_context(
         config, label=LABEL, cam_of=CAM_OF, class_text=text, clusters=CLUSTERS, draws=draws
     )
-    phase = phases.Phase(stage, text=True, ical=stage == "inter")
-    memory = memories.make_memory(phase, features, context, draws)
+    head = stage == "inter" and config.camera_head.weight > 0
+    phase = phases.Phase(stage, text=True, ical=stage == "inter", camera_head=head)
+    memory = memories.make_memory(phase, features, context, draws, cameras=3)
     rows = np.arange(0, len(LABEL), 2)
     f, g, labels = unit(rng, len(rows), DIM), 2 * unit(rng, len(rows), EMBED), LABEL[rows]
     classifier = unit(rng, CLASSES, DIM)
@@ -311,6 +312,9 @@ OPTIONS = {
     "ical.margin": (0.1, inter),
     "ical.inflation": (0.0, inter),
     "ical.scale": (8.0, inter),
+    "camera_head.weight": (0.5, phase_names),
+    "camera_head.scale": (8.0, inter),
+    "camera_head.lr": (0.3, inter),
     "association.method": ("greedy_cc_cam", association),
     "association.rate": (0.4, association),
     "association.mutual": (1, association),
@@ -328,6 +332,8 @@ OPTIONS = {
 SPECIAL = {
     "model.attention": {"compute_dtype": "bfloat16"},
     "model.camera_scale": {"camera_embedding": True},
+    "camera_head.scale": {"weight": 1.0},
+    "camera_head.lr": {"weight": 1.0},
     "scale.rule": {"batch": 4},
     # A border of 5 epochs is no fraction, so the borders change with the unit.
     "schedule.unit": {"intra_epochs": 0.1, "text_start": 0.2, "ical_start": 0.5, "ical_end": 1.0},
@@ -376,6 +382,8 @@ def test_the_table_is_complete():
 def test_option_changes_a_result(path):
     value, probe = OPTIONS[path]
     default = changed("association.method", METHOD_OF[path]) if path in METHOD_OF else DEFAULT
+    if path in ("camera_head.scale", "camera_head.lr"):
+        default = changed("camera_head.weight", 1.0)
     before, after = probe(default), probe(changed(path, value))
     if isinstance(before, np.ndarray) and before.shape == after.shape:
         assert np.abs(before.astype(float) - after).max() > 1e-6

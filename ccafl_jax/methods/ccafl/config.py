@@ -308,6 +308,27 @@ class ICALConfig:
 
 
 @dataclasses.dataclass(frozen=True)
+class CameraHeadConfig:
+    """Gradient reversal, which is no part of CCAFL: a control for ICAL, in ICAL's window.
+
+    A cosine classifier of the cameras begins every epoch at the cameras' mean features and takes a
+    step of gradient descent with every batch; the encoder gets its gradient reversed.
+
+    Attributes:
+      weight: of the reversed gradient; 0 leaves all of it out.
+      scale: of the cosines.
+      lr: rate of the classifier.
+    """
+
+    weight: float = 0.0
+    scale: float = 16.0
+    lr: float = 0.1
+
+    def __post_init__(self):
+        require(self.weight >= 0, f"weight is {self.weight}, must be 0 (off) or above")
+
+
+@dataclasses.dataclass(frozen=True)
 class AssociationConfig:
     """Cross-camera association of classes (specification 3; docs/ccafl.md has a table).
 
@@ -452,6 +473,7 @@ class CCAFLConfig:
     text: TextConfig = TextConfig()
     triplet: TripletConfig = TripletConfig()
     ical: ICALConfig = ICALConfig()
+    camera_head: CameraHeadConfig = CameraHeadConfig()
     association: AssociationConfig = AssociationConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
 

@@ -8,7 +8,13 @@ import numpy as np
 from jax.sharding import Mesh
 
 from ccafl_jax.data.samplers import plan
-from ccafl_jax.memory import class_means, draw_instances, init_centroids, init_instances
+from ccafl_jax.memory import (
+    centered_by_group,
+    class_means,
+    draw_instances,
+    init_centroids,
+    init_instances,
+)
 from ccafl_jax.methods.ccafl.config import AssociationConfig, CCAFLConfig
 from ccafl_jax.methods.ccafl.phases import Context, Phase
 from ccafl_jax.numerics import NEG, einsum, l2_normalize
@@ -51,10 +57,7 @@ def associate_features(
       ValueError: what the method raises, or a function of the user's own does not return that.
     """
     if config.center_cameras:
-        cameras = int(cam_of.max()) + 1
-        camid = jnp.asarray(cam_of)[jnp.asarray(label)]
-        means, _ = class_means(features, camid, cameras)
-        features = l2_normalize(features - means[camid])
+        features = centered_by_group(features, np.asarray(cam_of)[np.asarray(label)])
     found = config.function()(features, label, cam_of)
     if not isinstance(found, Labels):
         raise ValueError(
@@ -217,7 +220,7 @@ def cluster_texts(
 
 
 def make_memory(
-    phase: Phase, features: jax.Array, context: Context, draws: InstanceDraws
+    phase: Phase, features: jax.Array, context: Context, draws: InstanceDraws, *, cameras: int
 ) -> FlatDict:
     """Memory banks of a phase from features of all training images.
 
@@ -226,10 +229,12 @@ def make_memory(
       features: float[images, dim], L2-normalised.
       context: labels and tables.
       draws: instance slots.
+      cameras: of the training set.
 
     Returns:
       Stage 2: `centroids` float[classes, dim] and `instances` float[classes, slots, dim]. Stage
-      3: `clusters` float[capacity, dim]. Rows are L2-normalised.
+      3: `clusters` float[capacity, dim] and, where the phase has one, `camera_head`
+      float[cameras, dim]. Rows are L2-normalised.
     """
     if phase.stage == "intra":
         classes = context.cam_of.shape[0]
@@ -239,4 +244,7 @@ def make_memory(
         }
     capacity = context.cluster_valid.shape[0]
     clusters = context.cluster_of[context.label]
-    return {"clusters": init_centroids(features, clusters, capacity)}
+    banks = {"clusters": init_centroids(features, clusters, capacity)}
+    if phase.camera_head:
+        banks["camera_head"] = init_centroids(features, context.cam_of[context.label], cameras)
+    return banks

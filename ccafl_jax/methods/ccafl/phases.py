@@ -46,11 +46,13 @@ class Phase:
     stage: str
     text: bool
     ical: bool = False
+    camera_head: bool = False
 
     @property
     def name(self) -> str:
         """For example "inter+text+ical"."""
-        return "+".join([self.stage] + ["text"] * self.text + ["ical"] * self.ical)
+        parts = [name for name in ("text", "ical", "camera_head") if getattr(self, name)]
+        return "+".join([self.stage, *parts])
 
 
 def phase_of(epoch: int, config: CCAFLConfig) -> Phase:
@@ -59,8 +61,13 @@ def phase_of(epoch: int, config: CCAFLConfig) -> Phase:
     if epoch < border("intra_epochs"):
         return Phase("intra", text=config.text.intra)
     text = config.text.inter and epoch >= border("text_start")
-    ical = config.ical.enabled and border("ical_start") <= epoch < border("ical_end")
-    return Phase("inter", text=text, ical=ical)
+    window = border("ical_start") <= epoch < border("ical_end")
+    return Phase(
+        "inter",
+        text=text,
+        ical=config.ical.enabled and window,
+        camera_head=config.camera_head.weight > 0 and window,
+    )
 
 
 def learning_rate(epoch: int, config: OptimizerConfig) -> float:
@@ -346,6 +353,14 @@ def _inter_losses(phase, config, memory, context, f, g, labels, classifier):
             t=config.ical.inflation,
             class_valid=context.cam_of >= 0,
         )
+    if phase.camera_head:
+        terms["camera_head"] = losses.camera_adversary(
+            f,
+            context.cam_of[labels],
+            memory["camera_head"],
+            s=config.camera_head.scale,
+            strength=config.camera_head.weight,
+        )
     return terms
 
 
@@ -363,6 +378,13 @@ def _update_memory(phase, config, memory, context, f, labels, finite):
     update = {"hard": update_hard, "mean": update_mean, "each": update_each}[config.inter.update]
     clusters = context.cluster_of[labels]
     momentum = config.inter.memory_momentum
-    return {
+    banks = {
         "clusters": update(memory["clusters"], f, clusters, valid & (clusters >= 0), m=momentum)
     }
+    if phase.camera_head:
+        head, options = memory["camera_head"], config.camera_head
+        slope = jax.grad(losses.gid, argnums=2)(
+            f, context.cam_of[labels], head, valid, s=options.scale
+        )
+        banks["camera_head"] = head - options.lr * slope
+    return banks

@@ -165,6 +165,7 @@ def unpack(
       ValueError: the checkpoint is of another model.
     """
     rows = state.classifier.shape[0]  # which depend on the devices where these share them
+    table = {"centroids": rows, "instances": rows, "clusters": clusters}
     restored = state.replace(
         step=tree["step"],
         params=_same_keys(state.params, tree["params"]),
@@ -175,7 +176,7 @@ def unpack(
             state.classifier_opt, {k: with_rows(x, rows) for k, x in tree["classifier_opt"].items()}
         ),
         memory={
-            name: with_rows(bank, clusters if name == "clusters" else rows)
+            name: with_rows(bank, table[name]) if name in table else bank
             for name, bank in tree.get("memory", {}).items()
         },
     )

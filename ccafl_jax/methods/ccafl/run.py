@@ -486,7 +486,8 @@ class Run:
             mesh=self.mesh,
         )
         if features is not None:
-            memory = memories.make_memory(phase, features, context, draws)
+            cameras = len(self.dataset.camera_codes)
+            memory = memories.make_memory(phase, features, context, draws, cameras=cameras)
             self.state = self._laid_out(self.state.replace(memory=memory))
         return replicate(context, self.mesh)
 

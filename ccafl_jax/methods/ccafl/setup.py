@@ -27,13 +27,16 @@ TINY_CLIP = "tiny_clip"
 log = logging.getLogger("ccafl_jax")
 
 
-def prepare_run(config: CCAFLConfig, *, workdir: pathlib.Path, root: str) -> Run:
+def prepare_run(
+    config: CCAFLConfig, *, workdir: pathlib.Path, root: str, kind: type[Run] = Run
+) -> Run:
     """Reads everything a run needs.
 
     Args:
       config: options.
       workdir: folder of the run.
       root: folder of the data set; `config.data.root`, or what the caller made in its place.
+      kind: what to make of it, for experiments that change a part of the run.
 
     Raises:
       FileNotFoundError, ValueError: with one line that says what is missing and what to do.
@@ -47,7 +50,7 @@ def prepare_run(config: CCAFLConfig, *, workdir: pathlib.Path, root: str) -> Run
     dataset = open_training_set(config.data, root)
     dataset, held_out = split_held_out(dataset, config.data.val_fraction, config.seed)
     log.info("%s", dataset.summary())
-    return Run(
+    return kind(
         config,
         dataset=dataset,
         images=Images(train=dataset.train, test=dataset.query.join(dataset.gallery), val=held_out),

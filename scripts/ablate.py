@@ -1,0 +1,264 @@
+"""What each part of CCAFL brings: all combinations of ICDL, text and ICAL, and controls.
+
+Every seed draws people and cameras anew, and all runs of a seed share them, the sampler and the
+augmentation. Runs that differ from some epoch on share everything before it, state included, so
+that differences are paired. Figures are of the last epoch, on identities that were not trained on.
+What is done is not done again: a run that was killed goes on with the same command.
+
+Controls. `true_association`: identities link the classes. `random_association`: as many clusters of
+the same sizes, drawn by chance. `shuffled_texts`: a class is described by the prompts of another.
+`image_prototypes`: by the mean joint feature of its own images, without words. `own_class_only`:
+ICAL with epsilon 0, which knows no other camera. `camera_head`: gradient reversal in ICAL's place.
+`full_labels`: identities link the classes, and there is no stage 2.
+"""
+
+import argparse
+import contextlib
+import itertools
+import json
+import os
+import pathlib
+import subprocess
+import sys
+from typing import Any
+
+os.environ.setdefault("JAX_PLATFORMS", "cpu")
+sys.path.insert(0, str(pathlib.Path(__file__).parents[1]))
+
+from command import Parser, one_line_errors, read_config, user_path
+
+EXAMPLES = """\
+examples:
+  python scripts/ablate.py --workdir runs/ablation --json results/ablation.json
+  python scripts/ablate.py --workdir runs/ablation --seeds 100 101 --processes 1
+  python scripts/ablate.py --workdir runs/a --config configs/ccafl_demo.py  # more steps, hours
+"""
+
+FACTORS = ("icdl", "text", "ical")
+OFF = {
+    "icdl": {"icdl.w": 1.0},  # centroids alone
+    "text": {"text.intra": False, "text.inter": False},
+    "ical": {"ical.enabled": False},
+}
+FULL = "icdl+text+ical"
+CONTROLS = (
+    "true_association",
+    "random_association",
+    "shuffled_texts",
+    "image_prototypes",
+    "own_class_only",
+    "camera_head",
+    "full_labels",
+)
+
+
+def main() -> None:
+    """Runs all seeds, several at a time, and writes the figures."""
+    parser = Parser(description=__doc__, epilog=EXAMPLES)
+    parser.add_argument("--workdir", type=user_path, required=True, help="folder of all runs")
+    parser.add_argument("--config", default="configs/ccafl_demo.py:ablation", help="the recipe")
+    parser.add_argument(
+        "--seeds", type=int, nargs="+", default=list(range(100, 106)), help="of people and cameras"
+    )
+    parser.add_argument("--processes", type=int, default=0, help="seeds at a time (0: one a core)")
+    parser.add_argument("--json", type=user_path, help="where to write the figures")
+    parser.add_argument("--alone", type=int, help=argparse.SUPPRESS)
+    options, overrides = parser.parse_known_args()
+    with one_line_errors():
+        if options.alone is not None:
+            one_seed(options.alone, options.workdir, read_config(options.config, overrides))
+            return
+        results = all_seeds(options, overrides)
+        summary = summarize(results)
+        if options.json:
+            from ccafl_jax.files import write_json
+
+            command = ["python", "scripts/ablate.py", "--config", options.config, *overrides]
+            write_json(options.json, {"command": command, **summary, "seeds": results})
+        print(table(summary))
+
+
+def all_seeds(options: argparse.Namespace, overrides: list[str]) -> dict[str, dict]:
+    """Results by seed, node and figure; every seed in a process of its own."""
+    cores = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else [0]
+    count = min(options.processes or len(cores), len(options.seeds))
+    waiting, running, failed = list(options.seeds), {}, []
+    free = [cores[index::count] or cores for index in range(count)]
+    while waiting or running:
+        while waiting and free:
+            seed, mine = waiting.pop(0), free.pop()
+            words = ["--workdir", options.workdir, "--config", options.config, "--alone", seed]
+            command = [sys.executable, __file__, *map(str, words), *overrides]
+            with contextlib.ExitStack() as pinned:
+                if len(cores) > 1:
+                    os.sched_setaffinity(0, mine)  # which the child inherits
+                    pinned.callback(os.sched_setaffinity, 0, cores)
+                running[subprocess.Popen(command)] = seed, mine
+        pid, status = os.wait()
+        process = next(p for p in running if p.pid == pid)
+        process.returncode = os.waitstatus_to_exitcode(status)
+        seed, mine = running.pop(process)
+        free.append(mine)
+        if process.returncode:
+            failed.append(seed)
+    if failed:
+        raise ValueError(
+            f"seeds {failed} failed: see what they printed, and log.txt in {options.workdir}; the "
+            "same command goes on with what is missing"
+        )
+    return {
+        str(seed): json.loads((options.workdir / f"seed{seed}" / "results.json").read_text())
+        for seed in options.seeds
+    }
+
+
+def one_seed(seed: int, workdir: pathlib.Path, recipe: Any) -> None:
+    """All runs of a seed."""
+    import logging
+
+    from proving.measures import measures
+    from proving.tree import run_tree
+
+    from ccafl_jax.files import write_json
+    from ccafl_jax.training.compilation import keep_compiled
+    from data_prep.synthetic import SyntheticConfig, write_folder
+
+    logging.basicConfig(level=logging.ERROR)
+    keep_compiled()
+    folder = workdir / f"seed{seed}"
+    recipe.seed = seed
+    people = SyntheticConfig(seed=seed, train_ids=recipe.data.synthetic_ids)
+    write_folder(folder / "data", people)
+
+    def measure(run) -> dict[str, Any]:
+        return measures(run._extract(run.extract_f, "test"), run.dataset)
+
+    results = run_tree(
+        nodes(recipe.schedule), folder, recipe, root=str(folder / "data"), measure=measure
+    )
+    write_json(folder / "results.json", results)
+
+
+def nodes(schedule: Any) -> list:
+    """All runs: the shared beginnings, the eight combinations, and the controls."""
+    from proving.controls import (
+        ImagePrototypes,
+        RandomAssociation,
+        ShuffledTexts,
+        TrueAssociation,
+    )
+    from proving.tree import Node
+
+    def without(*factors: str) -> dict[str, Any]:
+        return {name: value for factor in factors for name, value in OFF[factor].items()}
+
+    border, opening = int(schedule.intra_epochs), int(schedule.ical_start)
+    found = [Node("prompts", until=0)]
+    for icdl, text in itertools.product((False, True), repeat=2):
+        off = [name for name, on in (("icdl", icdl), ("text", text)) if not on]
+        name = "+".join(name for name in ("icdl", "text") if name not in off) or "neither"
+        found += [
+            Node(f"{name}@intra", "prompts", without(*off), until=border),
+            Node(f"{name}@inter", f"{name}@intra", without(*off, "ical"), until=opening),
+            Node(cell(icdl, text, False), f"{name}@inter", without(*off, "ical")),
+            Node(cell(icdl, text, True), f"{name}@inter", without(*off)),
+        ]
+    head = {**without("ical"), "camera_head.weight": 1.0}
+    return [
+        *found,
+        Node("true_association", "icdl+text@intra", kind=TrueAssociation),
+        Node("random_association", "icdl+text@intra", kind=RandomAssociation),
+        Node("shuffled_texts", "prompts", kind=ShuffledTexts),
+        Node("image_prototypes", "prompts", kind=ImagePrototypes),
+        Node("own_class_only", "icdl+text@inter", {"ical.epsilon": 0.0}),
+        Node("camera_head", "icdl+text@inter", head),
+        Node("full_labels", "prompts", {"schedule.intra_epochs": 0.0}, kind=TrueAssociation),
+    ]
+
+
+def cell(*on: bool) -> str:
+    """Name of a combination, in the order of `FACTORS`."""
+    return "+".join(name for name, is_on in zip(FACTORS, on, strict=True) if is_on) or "none"
+
+
+def summarize(results: dict[str, dict]) -> dict[str, Any]:
+    """Means over seeds, effects of the factors, and differences of the controls to the whole.
+
+    Args:
+      results: by seed, node and figure.
+
+    Returns:
+      `runs`: by node and figure; `effects`: by factor and figure, with minus without it, averaged
+      over the other two; `controls`: by control and figure, control minus `icdl+text+ical`. All
+      with intervals over seeds.
+    """
+    from proving.paired import mean_interval
+
+    seeds = list(results.values())
+    figures = [key for key, value in seeds[0]["prompts"].items() if isinstance(value, int | float)]
+
+    def over_seeds(values) -> dict[str, Any]:
+        return {key: mean_interval([values(seed, key) for seed in seeds]) for key in figures}
+
+    def effect(position: int):
+        def of(seed, key):
+            cells = itertools.product((False, True), repeat=3)
+            return sum((1 if on[position] else -1) * seed[cell(*on)][key] / 4 for on in cells)
+
+        return of
+
+    return {
+        "runs": {name: over_seeds(lambda s, k, n=name: s[n][k]) for name in seeds[0]},
+        "effects": {name: over_seeds(effect(i)) for i, name in enumerate(FACTORS)},
+        "controls": {
+            name: over_seeds(lambda s, k, n=name: s[n][k] - s[FULL][k]) for name in CONTROLS
+        },
+    }
+
+
+COLUMNS = (
+    ("mAP", "mAP"),
+    ("rank1", "rank-1"),
+    ("mAP_centered", "mAP, cameras centred"),
+    ("camera_auc", "camera AUC"),
+    ("same_camera_share", "same-camera share"),
+)
+
+
+def table(summary: dict[str, Any]) -> str:
+    """The figures in Markdown: runs, effects, controls."""
+    from proving.paired import shown
+
+    head = [f"| | {' | '.join(title for _, title in COLUMNS)} |", "|---" * (1 + len(COLUMNS)) + "|"]
+
+    def rows(part: str, names, *, signed: bool) -> list[str]:
+        return [
+            f"| {title} | "
+            + " | ".join(shown(summary[part][name][key], signed=signed) for key, _ in COLUMNS)
+            + " |"
+            for name, title in names
+        ]
+
+    stages = [("prompts", "zero-shot"), ("icdl+text@intra", "after stage 2, ICDL and text")]
+    combinations = [(cell(*on),) * 2 for on in itertools.product((False, True), repeat=3)]
+    return "\n".join(
+        [
+            *head,
+            *rows("runs", stages + combinations, signed=False),
+            *rows("runs", [(name, name) for name in CONTROLS], signed=False),
+            "",
+            "Effect of a part, with minus without it, mean over the other two:",
+            "",
+            *head,
+            *rows("effects", [(name, name) for name in FACTORS], signed=True),
+            "",
+            f"Controls, minus `{FULL}`:",
+            "",
+            *head,
+            *rows("controls", [(name, name) for name in CONTROLS], signed=True),
+        ]
+    )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,126 @@
+"""Runs that share their beginnings.
+
+A node is a run that starts from the state in which another one ended, so that two nodes with one
+parent differ in nothing but what they are told to differ in: random draws are functions of seed and
+epoch. Every node has a folder and survives being killed; what is done is not done again.
+"""
+
+import contextlib
+import dataclasses
+import json
+import os
+import pathlib
+import shutil
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+import jax
+from ml_collections import ConfigDict
+
+from ccafl_jax.files import write_json
+from ccafl_jax.methods.ccafl.config import CCAFLConfig
+from ccafl_jax.methods.ccafl.run import Run
+from ccafl_jax.methods.ccafl.setup import prepare_run
+from ccafl_jax.options import from_mapping
+
+RESULT = "result.json"
+"""Written last: a node that has it is done."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Node:
+    """A run from the end of another one.
+
+    Attributes:
+      name: of its folder.
+      parent: name of the node it goes on from; empty for one that starts from CLIP.
+      options: by dotted name, what differs from the recipe; nothing is inherited.
+      kind: what to make of the recipe.
+      until: epochs of stages 2 and 3 after which it ends, 0: after the prompts; None for all.
+    """
+
+    name: str
+    parent: str = ""
+    options: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    kind: type[Run] = Run
+    until: int | None = None
+
+    def config(self, recipe: ConfigDict) -> CCAFLConfig:
+        """The recipe with the options of the node."""
+        recipe = recipe.copy_and_resolve_references()
+        recipe.update_from_flattened_dict(dict(self.options))
+        if self.until == 0:
+            recipe.stages = ("prompts",)
+        elif self.until is not None:
+            recipe.schedule.epochs = self.until
+        return from_mapping(CCAFLConfig, recipe.to_dict())
+
+
+def run_tree(
+    nodes: Sequence[Node],
+    folder: pathlib.Path,
+    recipe: ConfigDict,
+    *,
+    root: str,
+    measure: Callable[[Run], dict[str, Any]],
+) -> dict[str, dict[str, Any]]:
+    """Runs what is not done yet, parents first.
+
+    Args:
+      nodes: in an order in which parents come before their children.
+      folder: of the folders of the nodes; `log.txt` there takes what the runs print.
+      recipe: shared by all.
+      root: folder of the data set.
+      measure: figures of a run at its end.
+
+    Returns:
+      By node: what `measure` gave, `association` of the last epoch, and `seconds`.
+    """
+    results = {}
+    for node in nodes:
+        done = folder / node.name / RESULT
+        if not done.exists():
+            begin = time.monotonic()
+            with printed_to(folder / "log.txt"):
+                result = _run(node, folder, recipe, root, measure)
+            write_json(done, result | {"seconds": time.monotonic() - begin})
+            jax.clear_caches()  # programs of a run are never used again
+        results[node.name] = json.loads(done.read_text())
+        shown = {key: results[node.name].get(key) for key in ("mAP", "seconds")}
+        print(f"{folder.name} {node.name}: {shown}", flush=True)
+    return results
+
+
+def _run(node, folder, recipe, root, measure) -> dict[str, Any]:
+    workdir = folder / node.name
+    if node.parent and not (workdir / "checkpoints").exists():
+        copy_state(folder / node.parent, workdir)
+    run = prepare_run(node.config(recipe), workdir=workdir, root=root, kind=node.kind)
+    run.train(resume=True, allow_changes=True)
+    lines = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+    last = {
+        key.removeprefix("association_"): value
+        for key, value in lines[-1].items()
+        if key.startswith("association_")
+    }
+    return {**measure(run), "association": last}
+
+
+def copy_state(source: pathlib.Path, target: pathlib.Path) -> None:
+    """Copies checkpoints and log of a finished run, all or nothing."""
+    partial = target.with_name(f".{target.name}.part")
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir(parents=True)
+    shutil.copytree(source / "checkpoints", partial / "checkpoints")
+    shutil.copy(source / "metrics.jsonl", partial)
+    shutil.rmtree(target, ignore_errors=True)
+    os.replace(partial, target)
+
+
+@contextlib.contextmanager
+def printed_to(path: pathlib.Path) -> Iterator[None]:
+    """Sends what the body prints to a file."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("a") as file, contextlib.redirect_stdout(file), contextlib.redirect_stderr(file):
+        yield
