@@ -24,8 +24,9 @@ TWENTY = dataclasses.replace(
     schedule=ScheduleConfig(
         epochs=4, iterations=5, intra_epochs=1, text_start=2, ical_start=3, ical_end=4
     ),
-    # A rate at which twenty steps do not amplify the order of sums.
-    optimizer=dataclasses.replace(SMALL.optimizer, base_lr=1e-4, warmup_epochs=0),
+    # A rate at which twenty steps do not amplify the order of sums, or which of two near-tied rows
+    # is the hardest.
+    optimizer=dataclasses.replace(SMALL.optimizer, base_lr=2e-5, warmup_epochs=0),
 )
 
 
@@ -60,6 +61,8 @@ def largest_difference(found, expected):
         assert ours.keys() == theirs.keys()
         for key in ours.keys() - {"gid_accuracy", "grad_norm"}:
             worst = max(worst, abs(ours[key] - theirs[key]) / max(1.0, abs(theirs[key])))
+        # Which the rate does not hide: a gradient summed over the wrong rows would show.
+        np.testing.assert_allclose(ours["grad_norm"], theirs["grad_norm"], rtol=1e-3)
     return worst
 
 
