@@ -10,9 +10,17 @@ from tqdm import tqdm
 
 from ccafl_jax.deploy.embedder import Embedder
 from ccafl_jax.deploy.run_folder import read_run, write_run
-from ccafl_jax.methods.ccafl.config import ModelConfig, SamplerConfig, TextConfig
+from ccafl_jax.methods.ccafl.config import (
+    CameraHeadConfig,
+    ICALConfig,
+    ModelConfig,
+    SamplerConfig,
+    TextConfig,
+)
 from ccafl_jax.methods.ccafl.phases import phase_of
 from ccafl_jax.training.features import query_then_gallery
+from ccafl_jax.training.loop import Loop
+from ccafl_jax.training.preemption import Preempted
 from tests.deploy import tiny
 from tests.methods.small_run import SMALL, decoded, small_run
 
@@ -230,3 +238,24 @@ def test_a_data_set_in_the_run_folder_moves_with_it(tmp_path):
     assert read_run(tmp_path / "b").data_root == str(tmp_path / "b" / "data")
     run.dataset = dataclasses.replace(run.dataset, root=str(tmp_path / "elsewhere"))
     assert run._description()["data_root"] == str(tmp_path / "elsewhere")
+
+
+@pytest.mark.ci
+def test_gradient_reversal_takes_the_place_of_ical(tmp_path):
+    """Stopped inside an epoch, the classifier of cameras is saved with the memory."""
+    options = {
+        "ical": ICALConfig(enabled=False),
+        "camera_head": CameraHeadConfig(weight=1.0),
+        "text": TextConfig(inter=False),
+    }
+    stopping = small_run(tmp_path, **options)
+    with pytest.raises(Preempted):  # before the first step of the last epoch
+        stopping.train(loop=Loop(stop=lambda _: "camera_head" in stopping.state.memory))
+    saved = stopping.saves.inside.restore()["memory"]
+    assert saved["camera_head"].shape == (3, stopping.model_config.features)
+    run = small_run(tmp_path, **options)
+    run.train(resume=True)
+    assert run.traces == ["inter+camera_head"]
+    lines = [json.loads(x) for x in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    assert np.isfinite(lines[-1]["camera_head"]) and "camera_head" not in lines[-2]
+    assert np.any(run.state.memory["camera_head"] != saved["camera_head"])
