@@ -175,6 +175,40 @@ def accept_disjoint_cameras(pairs: np.ndarray, cam_of: np.ndarray) -> Iterator[t
             yield a, b
 
 
+def reach(x: np.ndarray, cam_of: np.ndarray, edges: np.ndarray) -> dict[str, float]:
+    """How far an association went, beside how far apart strangers are.
+
+    Two classes of one camera are never one person. An association whose last pair is no closer
+    than they usually are has linked strangers, as the published rule does where cameras share few
+    people: it knows no limit but its budget.
+
+    Args:
+      x: float[classes, dim], unit vectors.
+      cam_of: int[classes], camera of each class.
+      edges: int[accepted, 2], closest first.
+
+    Returns:
+      `last_distance`: squared distance of the last accepted pair; `stranger_distance`: the median
+      of the squared distances inside cameras, of at most 512 classes of each, evenly spread. NaN
+      where there is none.
+    """
+    inside = []
+    for camera in np.unique(cam_of):
+        members = np.flatnonzero(cam_of == camera)
+        spread = np.linspace(0, len(members) - 1, min(len(members), 512)).round().astype(int)
+        some = np.asarray(x[members[spread]], np.float64)
+        inside.append((2 - 2 * some @ some.T)[np.triu_indices(len(some), 1)])
+    inside = np.concatenate(inside) if inside else np.zeros(0)
+    last = np.nan
+    if len(edges):
+        a, b = np.asarray(x[edges[-1]], np.float64)
+        last = float(np.sum(np.square(a - b)))
+    return {
+        "last_distance": last,
+        "stranger_distance": float(np.median(inside)) if len(inside) else np.nan,
+    }
+
+
 def diagnostics(
     association: Labels, pid_of: np.ndarray, cam_of: np.ndarray
 ) -> dict[str, float | int]:

@@ -15,6 +15,7 @@ from ccafl_jax.methods.ccafl.run import Run
 from ccafl_jax.options import from_mapping
 from ccafl_jax.pseudo_labels import associate
 from ccafl_jax.pseudo_labels.associations import ASSOCIATIONS
+from ccafl_jax.pseudo_labels.cross_camera import reach
 from tests.methods.small_run import SMALL, small_run
 
 DOCS = pathlib.Path(__file__).parents[2] / "docs"
@@ -25,9 +26,11 @@ LABEL = np.repeat(np.arange(24), 5)
 NO_TEXT = dataclasses.replace(SMALL.text, intra=False, inter=False)
 
 
-def people(noise=0.5):
+def people(noise=0.5, pid_of=PID_OF):
     rng = np.random.default_rng(0)
-    x = rng.normal(size=(8, 16))[PID_OF[LABEL]] + noise * rng.normal(size=(len(LABEL), 16))
+    x = rng.normal(size=(pid_of.max() + 1, 16))[pid_of[LABEL]] + noise * rng.normal(
+        size=(len(LABEL), 16)
+    )
     return (x / np.linalg.norm(x, axis=1, keepdims=True)).astype(np.float32)
 
 
@@ -166,6 +169,31 @@ def test_a_run_with_groups_instead_of_pairs_logs_no_figures_of_pairs():
     assert pairs.keys() - groups.keys() == {
         f"association_{name}" for name in ("accepted", "correct", "precision", "recall")
     }
+
+
+@pytest.mark.parametrize(("pid_of", "warns"), [(PID_OF, False), (np.arange(24), True)])
+def test_links_between_strangers_are_told(pid_of, warns, caplog):
+    """Everybody is seen by all three cameras, or nobody by two."""
+    run = types.SimpleNamespace(
+        config=dataclasses.replace(SMALL, association=AssociationConfig(rate=6.0)),
+        labels=types.SimpleNamespace(label=LABEL, cam_of=CAM_OF, pid_of=pid_of),
+        progress=types.SimpleNamespace(clusters=None),
+    )
+    for epoch in range(1, 4):  # the first and the last of stage 3 tell
+        features = people(pid_of=pid_of)
+        Run._associate(run, epoch, phases.Phase("inter", text=False), features)
+    told = [text for text in caplog.messages if "strangers are linked" in text]
+    assert len(told) == (2 if warns else 0)
+
+
+def test_reach_by_hand():
+    angles = np.deg2rad([0, 60, 0, 90])
+    x, cam_of = np.stack([np.cos(angles), np.sin(angles)], 1), np.array([0, 0, 1, 1])
+    found = reach(x, cam_of, np.array([[0, 2], [1, 3]]))
+    assert found["last_distance"] == pytest.approx(2 - 3**0.5)
+    assert found["stranger_distance"] == pytest.approx((1 + 2) / 2)
+    none = reach(x, np.arange(4), np.zeros((0, 2), int))
+    assert np.isnan(list(none.values())).all()
 
 
 @pytest.mark.ci

@@ -18,6 +18,8 @@ from ccafl_jax.memory import (
 from ccafl_jax.methods.ccafl.config import AssociationConfig, CCAFLConfig
 from ccafl_jax.methods.ccafl.phases import Context, Phase
 from ccafl_jax.numerics import NEG, einsum, l2_normalize
+from ccafl_jax.pseudo_labels.associations import class_directions
+from ccafl_jax.pseudo_labels.cross_camera import reach
 from ccafl_jax.pseudo_labels.labels import Labels
 from ccafl_jax.training.layout import padded_rows, with_rows
 from ccafl_jax.training.state import FlatDict
@@ -51,7 +53,7 @@ def associate_features(
       config: method, its options, centring.
 
     Returns:
-      `Labels` of the classes.
+      `Labels` of the classes; with pairs, their diagnostics say how far these reach.
 
     Raises:
       ValueError: what the method raises, or a function of the user's own does not return that.
@@ -72,7 +74,10 @@ def associate_features(
             f"{labels.shape}; expected a whole number for each of the {classes} classes: clusters "
             f"0..{found.num_clusters - 1} (num_clusters - 1) without gaps, or -1"
         )
-    return found
+    if found.edges is None:
+        return found
+    far = reach(class_directions(features, label, cam_of), np.asarray(cam_of), found.edges)
+    return dataclasses.replace(found, diagnostics={**found.diagnostics, **far})
 
 
 def batch_plan(

@@ -69,6 +69,9 @@ from ccafl_jax.training.storage import open_path, write_text
 
 log = logging.getLogger("ccafl_jax")
 
+REACH = ("last_distance", "stranger_distance")
+"""Figures of an association that may call for a warning."""
+
 
 @dataclasses.dataclass(frozen=True)
 class Images:
@@ -507,13 +510,16 @@ class Run:
             )
             report = diagnostics(found, self.labels.pid_of, self.labels.cam_of)
             report = {f"association_{key}": float(value) for key, value in report.items()}
-            return {"clusters": np.asarray(found.labels, np.int32), "report": report}
+            far = {key: found.diagnostics[key] for key in REACH if key in found.diagnostics}
+            return {"clusters": np.asarray(found.labels, np.int32), "report": report, "far": far}
 
         # Near-tied distances may be ordered differently elsewhere: all take the first one's labels.
         built = from_first(build)
         self.progress.clusters = built["clusters"]
         if phase.stage == "inter" and self.progress.clusters.max(initial=-1) < 0:
             log.warning("no class was associated across cameras: stage 3 has nothing to learn")
+        if phase.stage == "inter" and epoch in (border, self.config.schedule.epochs - 1):
+            _report_reach(**built["far"])
         return built["report"]
 
     def _draw_instances(self, epoch: int) -> memories.InstanceDraws:
@@ -618,6 +624,18 @@ class Run:
             write_text(open_path(self.workdir) / "summary.json", text)
             print(result_table(summary_rows(summary)))
         return summary
+
+
+def _report_reach(last_distance: float = np.nan, stranger_distance: float = np.nan) -> None:
+    """Warns of links between classes that are no closer than strangers of one camera."""
+    if last_distance >= stranger_distance:
+        log.warning(
+            "the last pair that was linked across cameras is %.3f apart, and people of one camera "
+            "usually %.3f: strangers are linked, as happens where cameras share few people. Lower "
+            "association.rate (or auto), or set association.max_distance or association.mutual",
+            last_distance,
+            stranger_distance,
+        )
 
 
 def _bar(total: int, description: str, *, unit: str, initial: int = 0) -> tqdm:
