@@ -13,12 +13,9 @@ ICAL with epsilon 0, which knows no other camera. `camera_head`: gradient revers
 """
 
 import argparse
-import contextlib
 import itertools
-import json
 import os
 import pathlib
-import subprocess
 import sys
 from typing import Any
 
@@ -62,81 +59,40 @@ def main() -> None:
     )
     parser.add_argument("--processes", type=int, default=0, help="seeds at a time (0: one a core)")
     parser.add_argument("--json", type=user_path, help="where to write the figures")
-    parser.add_argument("--alone", type=int, help=argparse.SUPPRESS)
+    parser.add_argument("--alone", help=argparse.SUPPRESS)
     options, overrides = parser.parse_known_args()
     with one_line_errors():
         if options.alone is not None:
             one_seed(options.alone, options.workdir, read_config(options.config, overrides))
             return
-        results = all_seeds(options, overrides)
+        from proving.jobs import run_jobs
+
+        jobs = [f"seed{seed}" for seed in options.seeds]
+        words = ["--config", options.config, *overrides]
+        results = run_jobs(__file__, jobs, options.workdir, words, processes=options.processes)
         summary = summarize(results)
         if options.json:
             from ccafl_jax.files import write_json
 
             command = ["python", "scripts/ablate.py", "--config", options.config, *overrides]
-            write_json(options.json, {"command": command, **summary, "seeds": results})
+            write_json(options.json, {"command": command, **summary, "results": results})
         print(table(summary))
 
 
-def all_seeds(options: argparse.Namespace, overrides: list[str]) -> dict[str, dict]:
-    """Results by seed, node and figure; every seed in a process of its own."""
-    cores = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else [0]
-    count = min(options.processes or len(cores), len(options.seeds))
-    waiting, running, failed = list(options.seeds), {}, []
-    free = [cores[index::count] or cores for index in range(count)]
-    while waiting or running:
-        while waiting and free:
-            seed, mine = waiting.pop(0), free.pop()
-            words = ["--workdir", options.workdir, "--config", options.config, "--alone", seed]
-            command = [sys.executable, __file__, *map(str, words), *overrides]
-            with contextlib.ExitStack() as pinned:
-                if len(cores) > 1:
-                    os.sched_setaffinity(0, mine)  # which the child inherits
-                    pinned.callback(os.sched_setaffinity, 0, cores)
-                running[subprocess.Popen(command)] = seed, mine
-        pid, status = os.wait()
-        process = next(p for p in running if p.pid == pid)
-        process.returncode = os.waitstatus_to_exitcode(status)
-        seed, mine = running.pop(process)
-        free.append(mine)
-        if process.returncode:
-            failed.append(seed)
-    if failed:
-        raise ValueError(
-            f"seeds {failed} failed: see what they printed, and log.txt in {options.workdir}; the "
-            "same command goes on with what is missing"
-        )
-    return {
-        str(seed): json.loads((options.workdir / f"seed{seed}" / "results.json").read_text())
-        for seed in options.seeds
-    }
-
-
-def one_seed(seed: int, workdir: pathlib.Path, recipe: Any) -> None:
-    """All runs of a seed."""
-    import logging
-
+def one_seed(job: str, workdir: pathlib.Path, recipe: Any) -> None:
+    """All runs of a seed, whose name is "seed" and its number."""
     from proving.measures import measures
-    from proving.tree import run_tree
+    from proving.tree import run_job
 
-    from ccafl_jax.files import write_json
-    from ccafl_jax.training.compilation import keep_compiled
-    from data_prep.synthetic import SyntheticConfig, write_folder
+    from data_prep.synthetic import SyntheticConfig
 
-    logging.basicConfig(level=logging.ERROR)
-    keep_compiled()
-    folder = workdir / f"seed{seed}"
-    recipe.seed = seed
-    people = SyntheticConfig(seed=seed, train_ids=recipe.data.synthetic_ids)
-    write_folder(folder / "data", people)
+    recipe.seed = int(job.removeprefix("seed"))
+    people = SyntheticConfig(seed=recipe.seed, train_ids=recipe.data.synthetic_ids)
 
     def measure(run) -> dict[str, Any]:
         return measures(run._extract(run.extract_f, "test"), run.dataset)
 
-    results = run_tree(
-        nodes(recipe.schedule), folder, recipe, root=str(folder / "data"), measure=measure
-    )
-    write_json(folder / "results.json", results)
+    run_job(nodes(recipe.schedule), workdir / job, recipe, people, measure)
 
 
 def nodes(schedule: Any) -> list:
@@ -185,7 +141,7 @@ def summarize(results: dict[str, dict]) -> dict[str, Any]:
     """Means over seeds, effects of the factors, and differences of the controls to the whole.
 
     Args:
-      results: by seed, node and figure.
+      results: by job (a seed), node and figure.
 
     Returns:
       `runs`: by node and figure; `effects`: by factor and figure, with minus without it, averaged

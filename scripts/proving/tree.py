@@ -8,6 +8,7 @@ epoch. Every node has a folder and survives being killed; what is done is not do
 import contextlib
 import dataclasses
 import json
+import logging
 import os
 import pathlib
 import shutil
@@ -17,12 +18,15 @@ from typing import Any
 
 import jax
 from ml_collections import ConfigDict
+from proving.jobs import RESULTS
 
 from ccafl_jax.files import write_json
 from ccafl_jax.methods.ccafl.config import CCAFLConfig
 from ccafl_jax.methods.ccafl.run import Run
 from ccafl_jax.methods.ccafl.setup import prepare_run
 from ccafl_jax.options import from_mapping
+from ccafl_jax.training.compilation import keep_compiled
+from data_prep.synthetic import SyntheticConfig, write_folder
 
 RESULT = "result.json"
 """Written last: a node that has it is done."""
@@ -55,6 +59,22 @@ class Node:
         elif self.until is not None:
             recipe.schedule.epochs = self.until
         return from_mapping(CCAFLConfig, recipe.to_dict())
+
+
+def run_job(
+    nodes: Sequence[Node],
+    folder: pathlib.Path,
+    recipe: ConfigDict,
+    people: SyntheticConfig,
+    measure: Callable[[Run], dict[str, Any]],
+) -> None:
+    """Draws people, runs all nodes on them and writes their figures: a job of `jobs.run_jobs`."""
+    logging.basicConfig(level=logging.ERROR)
+    keep_compiled()
+    root = folder / "data"
+    write_folder(root, people)
+    results = run_tree(nodes, folder, recipe, root=str(root), measure=measure)
+    write_json(folder / RESULTS, results)
 
 
 def run_tree(

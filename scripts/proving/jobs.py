@@ -1,0 +1,64 @@
+"""Independent jobs of a study, several at a time, each in a process with cores of its own."""
+
+import contextlib
+import json
+import os
+import pathlib
+import subprocess
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+RESULTS = "results.json"
+"""What a job leaves in its folder when all of it is done."""
+
+
+def run_jobs(
+    script: str,
+    jobs: Sequence[str],
+    workdir: pathlib.Path,
+    words: Sequence[str],
+    *,
+    processes: int = 0,
+) -> dict[str, Any]:
+    """Runs `script --alone JOB` for every job.
+
+    Args:
+      script: path of the study.
+      jobs: names; the folder of a job is WORKDIR/JOB.
+      workdir: folder of the study.
+      words: further arguments, the same for all.
+      processes: jobs at a time; 0 means one a core.
+
+    Returns:
+      By job: what it wrote to `RESULTS`.
+
+    Raises:
+      ValueError: some failed; the others were finished.
+    """
+    cores = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else [0]
+    count = min(processes or len(cores), len(jobs))
+    free = [cores[index::count] or cores for index in range(count)]
+    waiting, running, failed = list(jobs), {}, []
+    while waiting or running:
+        while waiting and free:
+            job, mine = waiting.pop(0), free.pop()
+            command = [sys.executable, script, "--workdir", str(workdir), "--alone", job, *words]
+            with contextlib.ExitStack() as pinned:
+                if len(cores) > 1:
+                    os.sched_setaffinity(0, mine)  # which the child inherits
+                    pinned.callback(os.sched_setaffinity, 0, cores)
+                process = subprocess.Popen(command)
+            running[process.pid] = process, job, mine
+        pid, status = os.wait()
+        process, job, mine = running.pop(pid)
+        process.returncode = os.waitstatus_to_exitcode(status)
+        free.append(mine)
+        if process.returncode:
+            failed.append(job)
+    if failed:
+        raise ValueError(
+            f"{', '.join(failed)} failed: see what they printed, and log.txt in their folders in "
+            f"{workdir}; the same command goes on with what is missing"
+        )
+    return {job: json.loads((workdir / job / RESULTS).read_text()) for job in jobs}
