@@ -7,8 +7,10 @@ epoch. Every node has a folder and survives being killed; what is done is not do
 
 import contextlib
 import dataclasses
+import functools
 import json
 import logging
+import operator
 import os
 import pathlib
 import shutil
@@ -52,13 +54,15 @@ class Node:
 
     def config(self, recipe: ConfigDict) -> CCAFLConfig:
         """The recipe with the options of the node."""
-        recipe = recipe.copy_and_resolve_references()
-        recipe.update_from_flattened_dict(dict(self.options))
+        raw, changes = recipe.to_dict(), dict(self.options)
         if self.until == 0:
-            recipe.stages = ("prompts",)
+            changes["stages"] = ("prompts",)
         elif self.until is not None:
-            recipe.schedule.epochs = self.until
-        return from_mapping(CCAFLConfig, recipe.to_dict())
+            changes["schedule.epochs"] = self.until
+        for path, value in changes.items():
+            *groups, name = path.split(".")
+            functools.reduce(operator.getitem, groups, raw)[name] = value
+        return from_mapping(CCAFLConfig, raw)
 
 
 def run_job(

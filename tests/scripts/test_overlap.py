@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from ccafl_jax.methods.ccafl.config import AssociationConfig, CCAFLConfig
-from ccafl_jax.options import from_mapping, to_config
+from ccafl_jax.options import to_config
 
 SCRIPTS = pathlib.Path(__file__).parents[2] / "scripts"
 
@@ -20,11 +20,13 @@ def overlap(monkeypatch):
 
 
 def test_every_rule_is_a_recipe(overlap):
+    tree = importlib.import_module("proving.tree")
     for name, rule in overlap.RULES.items():
-        recipe = to_config(CCAFLConfig())
-        recipe.update_from_flattened_dict(dict(rule))
-        found = from_mapping(CCAFLConfig, recipe.to_dict()).association
+        node = tree.Node(name, "intra", rule)
+        found = node.config(to_config(CCAFLConfig())).association
         assert (found == AssociationConfig()) == (name == "published")
+    with pytest.raises(ValueError, match="rat"):  # an option that does not exist
+        tree.Node("x", options={"association.rat": 1}).config(to_config(CCAFLConfig()))
 
 
 def test_the_sweep_counts_pairs_of_the_published_rule(overlap):
