@@ -176,11 +176,11 @@ def accept_disjoint_cameras(pairs: np.ndarray, cam_of: np.ndarray) -> Iterator[t
 
 
 def reach(x: np.ndarray, cam_of: np.ndarray, edges: np.ndarray) -> dict[str, float]:
-    """How far an association went, beside how far apart strangers are.
+    """How far an association went, beside how close strangers come.
 
     Two classes of one camera are never one person. An association whose last pair is no closer
-    than they usually are has linked strangers, as the published rule does where cameras share few
-    people: it knows no limit but its budget.
+    than the nearest of them usually are has linked strangers, as the published rule does where
+    cameras share few people: it knows no limit but its budget.
 
     Args:
       x: float[classes, dim], unit vectors.
@@ -189,23 +189,23 @@ def reach(x: np.ndarray, cam_of: np.ndarray, edges: np.ndarray) -> dict[str, flo
 
     Returns:
       `last_distance`: squared distance of the last accepted pair; `stranger_distance`: the median
-      of the squared distances inside cameras, of at most 512 classes of each, evenly spread. NaN
-      where there is none.
+      of the squared distances of classes to the nearest other one of their camera. NaN where there
+      is none.
     """
-    inside = []
+    nearest = []
     for camera in np.unique(cam_of):
-        members = np.flatnonzero(cam_of == camera)
-        spread = np.linspace(0, len(members) - 1, min(len(members), 512)).round().astype(int)
-        some = np.asarray(x[members[spread]], np.float64)
-        inside.append((2 - 2 * some @ some.T)[np.triu_indices(len(some), 1)])
-    inside = np.concatenate(inside) if inside else np.zeros(0)
+        members = np.asarray(x[cam_of == camera], np.float64)
+        distance = 2 - 2 * members @ members.T
+        np.fill_diagonal(distance, np.inf)
+        nearest.append(np.min(distance, axis=1)[len(members) < 2 :])
+    nearest = np.concatenate(nearest) if nearest else np.zeros(0)
     last = np.nan
     if len(edges):
         a, b = np.asarray(x[edges[-1]], np.float64)
         last = float(np.sum(np.square(a - b)))
     return {
         "last_distance": last,
-        "stranger_distance": float(np.median(inside)) if len(inside) else np.nan,
+        "stranger_distance": float(np.median(nearest)) if len(nearest) else np.nan,
     }
 
 

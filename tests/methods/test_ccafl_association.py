@@ -187,12 +187,13 @@ def test_links_between_strangers_are_told(pid_of, warns, caplog):
 
 
 def test_reach_by_hand():
-    angles = np.deg2rad([0, 60, 0, 90])
-    x, cam_of = np.stack([np.cos(angles), np.sin(angles)], 1), np.array([0, 0, 1, 1])
-    found = reach(x, cam_of, np.array([[0, 2], [1, 3]]))
+    angles = np.deg2rad([0, 60, 180, 0, 90, 45])
+    x, cam_of = np.stack([np.cos(angles), np.sin(angles)], 1), np.array([0, 0, 0, 1, 1, 2])
+    found = reach(x, cam_of, np.array([[0, 3], [1, 4]]))
     assert found["last_distance"] == pytest.approx(2 - 3**0.5)
-    assert found["stranger_distance"] == pytest.approx((1 + 2) / 2)
-    none = reach(x, np.arange(4), np.zeros((0, 2), int))
+    # 60, 60, 120, 90 and 90 degrees; the class that is alone in its camera has no stranger.
+    assert found["stranger_distance"] == pytest.approx(2)
+    none = reach(x, np.arange(6), np.zeros((0, 2), int))
     assert np.isnan(list(none.values())).all()
 
 

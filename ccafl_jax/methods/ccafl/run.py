@@ -489,7 +489,7 @@ class Run:
             mesh=self.mesh,
         )
         if features is not None:
-            cameras = len(self.dataset.camera_codes)
+            cameras = int(np.max(self.labels.cam_of)) + 1
             memory = memories.make_memory(phase, features, context, draws, cameras=cameras)
             self.state = self._laid_out(self.state.replace(memory=memory))
         return replicate(context, self.mesh)
@@ -627,12 +627,12 @@ class Run:
 
 
 def _report_reach(last_distance: float = np.nan, stranger_distance: float = np.nan) -> None:
-    """Warns of links between classes that are no closer than strangers of one camera."""
+    """Warns of links between classes that are no closer than strangers come in one camera."""
     if last_distance >= stranger_distance:
         log.warning(
             "the last pair that was linked across cameras is %.3f apart, and people of one camera "
-            "usually %.3f: strangers are linked, as happens where cameras share few people. Lower "
-            "association.rate (or auto), or set association.max_distance or association.mutual",
+            "are usually %.3f from the next: strangers are linked, as where cameras share few "
+            "people. Lower association.rate (or auto), or set association.mutual or max_distance",
             last_distance,
             stranger_distance,
         )
