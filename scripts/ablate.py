@@ -12,7 +12,6 @@ ICAL with epsilon 0, which knows no other camera. `camera_head`: gradient revers
 `full_labels`: identities link the classes, and there is no stage 2.
 """
 
-import argparse
 import itertools
 import os
 import pathlib
@@ -22,7 +21,8 @@ from typing import Any
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 sys.path.insert(0, str(pathlib.Path(__file__).parents[1]))
 
-from command import Parser, one_line_errors, read_config, user_path
+from command import Parser, one_line_errors, read_config
+from proving.jobs import add_flags, run_study
 
 EXAMPLES = """\
 examples:
@@ -52,30 +52,14 @@ CONTROLS = (
 def main() -> None:
     """Runs all seeds, several at a time, and writes the figures."""
     parser = Parser(description=__doc__, epilog=EXAMPLES)
-    parser.add_argument("--workdir", type=user_path, required=True, help="folder of all runs")
-    parser.add_argument("--config", default="configs/ccafl_demo.py:ablation", help="the recipe")
-    parser.add_argument(
-        "--seeds", type=int, nargs="+", default=list(range(100, 106)), help="of people and cameras"
-    )
-    parser.add_argument("--processes", type=int, default=0, help="seeds at a time (0: one a core)")
-    parser.add_argument("--json", type=user_path, help="where to write the figures")
-    parser.add_argument("--alone", help=argparse.SUPPRESS)
+    add_flags(parser, seeds=range(100, 106))
     options, overrides = parser.parse_known_args()
     with one_line_errors():
         if options.alone is not None:
             one_seed(options.alone, options.workdir, read_config(options.config, overrides))
             return
-        from proving.jobs import run_jobs
-
         jobs = [f"seed{seed}" for seed in options.seeds]
-        words = ["--config", options.config, *overrides]
-        results = run_jobs(__file__, jobs, options.workdir, words, processes=options.processes)
-        summary = summarize(results)
-        if options.json:
-            from ccafl_jax.files import write_json
-
-            command = ["python", "scripts/ablate.py", "--config", options.config, *overrides]
-            write_json(options.json, {"command": command, **summary, "results": results})
+        summary = run_study(__file__, jobs, options, overrides, summarize)
         print(table(summary))
 
 

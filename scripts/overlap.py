@@ -7,7 +7,6 @@ state after stage 2 every rule trains stage 3. A sweep over rates shows the pair
 with the same command.
 """
 
-import argparse
 import os
 import pathlib
 import sys
@@ -16,7 +15,8 @@ from typing import Any
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 sys.path.insert(0, str(pathlib.Path(__file__).parents[1]))
 
-from command import Parser, one_line_errors, read_config, user_path
+from command import Parser, one_line_errors, read_config
+from proving.jobs import add_flags, run_study
 
 EXAMPLES = """\
 examples:
@@ -48,31 +48,21 @@ RATES = (0.2, 0.4, 0.8, 1.3, 1.7, 2.5, "auto")
 def main() -> None:
     """Runs all seeds and overlaps, several at a time, and writes the figures."""
     parser = Parser(description=__doc__, epilog=EXAMPLES)
-    parser.add_argument("--workdir", type=user_path, required=True, help="folder of all runs")
-    parser.add_argument("--config", default="configs/ccafl_demo.py:ablation", help="the recipe")
-    parser.add_argument(
-        "--seeds", type=int, nargs="+", default=[100, 101, 102], help="of people and cameras"
-    )
+    add_flags(parser, seeds=range(100, 103))
     parser.add_argument("--overlaps", type=float, nargs="+", default=[1.0, 0.5, 0.2, 0.1])
-    parser.add_argument("--processes", type=int, default=0, help="jobs at a time (0: one a core)")
-    parser.add_argument("--json", type=user_path, help="where to write the figures")
-    parser.add_argument("--alone", help=argparse.SUPPRESS)
     options, overrides = parser.parse_known_args()
     with one_line_errors():
         if options.alone is not None:
             one_job(options.alone, options.workdir, read_config(options.config, overrides))
             return
-        from proving.jobs import run_jobs
-
         jobs = [f"overlap{x:g}_seed{seed}" for seed in options.seeds for x in options.overlaps]
-        words = ["--config", options.config, *overrides]
-        results = run_jobs(__file__, jobs, options.workdir, words, processes=options.processes)
-        summary = summarize(results, options.seeds, options.overlaps)
-        if options.json:
-            from ccafl_jax.files import write_json
-
-            command = ["python", "scripts/overlap.py", "--config", options.config, *overrides]
-            write_json(options.json, {"command": command, **summary, "results": results})
+        summary = run_study(
+            __file__,
+            jobs,
+            options,
+            overrides,
+            lambda results: summarize(results, options.seeds, options.overlaps),
+        )
         print(table(summary))
 
 

@@ -33,27 +33,29 @@ class RandomAssociation(Run):
         return _link(self, shuffled_inside(self.progress.clusters, self.labels.cam_of, random))
 
 
-class ShuffledTexts(Run):
-    """Every class is described by the prompts of another one, drawn by chance and then kept."""
+class OtherTexts(Run):
+    """What stands in place of the texts is made once, and saved with them."""
 
     def _train_encoder(self):
-        if self._untouched():
-            order = np.random.default_rng(self.config.seed).permutation(self.num_classes)
-            self.class_text = self.class_text[order]
+        if not (self.progress.encoder_epochs or self.progress.part):
+            self.class_text = self._other_texts()
         super()._train_encoder()
 
-    def _untouched(self) -> bool:
-        return not (self.progress.encoder_epochs or self.progress.part)
+
+class ShuffledTexts(OtherTexts):
+    """Every class is described by the prompts of another one, drawn by chance and then kept."""
+
+    def _other_texts(self):
+        return self.class_text[
+            np.random.default_rng(self.config.seed).permutation(self.num_classes)
+        ]
 
 
-class ImagePrototypes(ShuffledTexts):
+class ImagePrototypes(OtherTexts):
     """The mean joint feature of a class's own images, as long as its text, in place of the text."""
 
-    def _train_encoder(self):
-        if self._untouched():
-            g = self._extract(self.extract_g)
-            self.class_text = prototypes(g, self.labels.label, self.class_text)
-        Run._train_encoder(self)
+    def _other_texts(self):
+        return prototypes(self._extract(self.extract_g), self.labels.label, self.class_text)
 
 
 def linked_where_several(pid_of: np.ndarray) -> np.ndarray:

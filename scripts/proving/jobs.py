@@ -1,16 +1,53 @@
 """Independent jobs of a study, several at a time, each in a process with cores of its own."""
 
+import argparse
 import contextlib
 import json
 import os
 import pathlib
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
+
+from command import user_path
+
+from ccafl_jax.files import write_json
 
 RESULTS = "results.json"
 """What a job leaves in its folder when all of it is done."""
+
+
+def add_flags(parser: argparse.ArgumentParser, *, seeds: Sequence[int]) -> None:
+    """Adds the options that studies share."""
+    add = parser.add_argument
+    add("--workdir", type=user_path, required=True, help="folder of all runs")
+    add("--config", default="configs/ccafl_demo.py:ablation", help="the recipe")
+    add("--seeds", type=int, nargs="+", default=list(seeds), help="of people and cameras")
+    add("--processes", type=int, default=0, help="jobs at a time (0: one a core)")
+    add("--json", type=user_path, help="where to write the figures")
+    add("--alone", help=argparse.SUPPRESS)
+
+
+def run_study(
+    script: str,
+    jobs: Sequence[str],
+    options: argparse.Namespace,
+    overrides: Sequence[str],
+    summarize: Callable[[dict[str, Any]], dict[str, Any]],
+) -> dict[str, Any]:
+    """Runs all jobs, and writes their figures and what `summarize` makes of them to `--json`.
+
+    Returns:
+      The summary.
+    """
+    words = ["--config", options.config, *overrides]
+    results = run_jobs(script, jobs, options.workdir, words, processes=options.processes)
+    summary = summarize(results)
+    if options.json:
+        command = ["python", f"scripts/{pathlib.Path(script).name}", *words]
+        write_json(options.json, {"command": command, **summary, "results": results})
+    return summary
 
 
 def run_jobs(
