@@ -9,7 +9,7 @@ Any folder in Market-1501 layout trains with the same recipe:
 
 `configs/ccafl_demo.py:smoke` runs every stage and phase in a few steps (does it run, not does it
 learn); `configs/ccafl_demo.py:bench` takes four times the steps, up to half an hour;
-`configs/ccafl_demo.py:ablation` is the recipe of scripts/ablate.py, a quarter of the steps on half
+`configs/ccafl_demo.py:ablation` is the recipe of scripts/ablate.py, half of the steps on half
 of the people, with windows that open one after the other.
 
 Small images, small batches and a short schedule need larger rates than the published ones; the
@@ -84,7 +84,7 @@ def lengthen(config: ConfigDict) -> None:
 def separate(config: ConfigDict) -> None:
     """Few steps, and a window at a time, so that runs share what comes before a difference."""
     config.data.synthetic_ids = 100
-    config.schedule.epochs, config.schedule.iterations = 20, 24
+    config.schedule.epochs, config.schedule.iterations = 20, 48
     config.schedule.intra_epochs = 6.0
     config.schedule.text_start = 8.0
     config.schedule.ical_start, config.schedule.ical_end = 12.0, 20.0
