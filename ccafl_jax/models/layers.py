@@ -31,7 +31,7 @@ class Compute:
         the rest again: less memory, about a third more work.
       attention: how the blocks of transformers attend. "plain" are products with a softmax between
         them; "cudnn" is one kernel of NVIDIA's library, which keeps no weights for the gradient:
-        for GPUs of NVIDIA and half precision.
+        for GPUs of NVIDIA and half precision; short texts stay with "plain".
     """
 
     dtype: jnp.dtype | None = None
@@ -278,6 +278,63 @@ def _group_means(x: jax.Array, group: int) -> jax.Array:
     return jnp.expand_dims(means, inner)
 
 
+class LayerNorm(nnx.Module):
+    """Layer normalisation over the last axis.
+
+    The statistics are taken in float32 at least and in two passes. Its gradient is written out so
+    that only `x` in its own dtype and two numbers a row are kept for it.
+    """
+
+    def __init__(self, features: int, *, eps: float = 1e-5, param_dtype: jnp.dtype = jnp.float32):
+        """Args: channels, what is added to the variance, dtype of the parameters."""
+        self.scale = nnx.Param(jnp.ones(features, param_dtype))
+        self.bias = nnx.Param(jnp.zeros(features, param_dtype))
+        self.eps = eps
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """Normalises float[..., features]; the result has the dtype of `x`."""
+        return _normalize_rows(x, self.scale[...], self.bias[...], self.eps)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(3,))
+def _normalize_rows(x: jax.Array, scale: jax.Array, bias: jax.Array, eps: float) -> jax.Array:
+    """Layer normalisation. Forward-mode derivatives are not to be had.
+
+    Args:
+      x: float[..., features].
+      scale: float[features].
+      bias: float[features].
+      eps: added to the variance.
+
+    Returns:
+      The result in the dtype of `x`.
+    """
+    return _normalize_rows_forward(x, scale, bias, eps)[0]
+
+
+def _normalize_rows_forward(x, scale, bias, eps):
+    wide = numerics.at_least_float32(x)
+    mean = jnp.mean(wide, axis=-1, keepdims=True)
+    rate = jax.lax.rsqrt(jnp.mean(jnp.square(wide - mean), axis=-1, keepdims=True) + eps)
+    return _affine(x, mean, rate, scale, bias), (x, mean, rate, scale, bias)
+
+
+def _normalize_rows_backward(eps, kept, dy):
+    x, mean, rate, scale, bias = kept
+    unit = (numerics.at_least_float32(x) - mean) * rate
+    dy = numerics.at_least_float32(dy)
+    axes = tuple(range(x.ndim - 1))
+    dscale = jnp.sum(dy * unit, axis=axes).astype(scale.dtype)
+    dbias = jnp.sum(dy, axis=axes).astype(bias.dtype)
+    dunit = dy * scale
+    dx = dunit - jnp.mean(dunit, axis=-1, keepdims=True)
+    dx = (dx - unit * jnp.mean(dunit * unit, axis=-1, keepdims=True)) * rate
+    return dx.astype(x.dtype), dscale, dbias
+
+
+_normalize_rows.defvjp(_normalize_rows_forward, _normalize_rows_backward)
+
+
 class BNNeck(BatchNorm):
     """Batch normalisation of the pooled feature, with a learned scale and the shift fixed at 0.
 
@@ -310,10 +367,8 @@ class GeM(nnx.Module):
 class AttentionPool(nnx.Module):
     """Attention of the mean token over all positions: CLIP's pooling for ResNets.
 
-    Only the mean token asks. Its query is therefore carried through the key projection to the
-    tokens, and the values are projected after they are averaged: the same result as projecting
-    every token, at a fraction of the work. The bias of the keys shifts all logits of a head alike
-    and drops out of the softmax; it stays a parameter because checkpoints hold it.
+    Only the mean token asks, see `attend_once`. The bias of the keys drops out; it stays a
+    parameter because checkpoints hold it.
     """
 
     def __init__(
@@ -370,26 +425,64 @@ class AttentionPool(nnx.Module):
         tokens = jnp.concatenate([center.astype(dtype), x], axis=1)  # [batch, 1 + h w, channels]
         tokens = tokens + self.positional_embedding[...].astype(dtype)
 
-        def per_head(projection):  # [channels, heads, channels / heads]
-            kernel = projection.kernel[...].astype(dtype)
-            return kernel.reshape(channels, self.heads, -1)
-
-        query = self.q_proj(tokens[:, 0]).reshape(batch, self.heads, -1)
-        query = query * query.shape[-1] ** -0.5
-        asked = jnp.einsum("bhd,chd->bhc", query, per_head(self.k_proj), precision=precision)
-        logits = jnp.einsum("bhc,btc->bht", asked, tokens, precision=precision)
-        weight = jax.nn.softmax(numerics.at_least_float32(logits), axis=-1).astype(dtype)
-        context = jnp.einsum("bht,btc->bhc", weight, tokens, precision=precision)
-        value = jnp.einsum("bhc,chd->bhd", context, per_head(self.v_proj), precision=precision)
-        value = value.reshape(batch, channels) + self.v_proj.bias[...].astype(dtype)
-        return self.c_proj(value)
+        value = attend_once(
+            self.q_proj(tokens[:, 0]),
+            tokens,
+            self.k_proj.kernel[...].astype(dtype),
+            self.v_proj.kernel[...].astype(dtype),
+            heads=self.heads,
+            precision=precision,
+        )
+        return self.c_proj(value + self.v_proj.bias[...].astype(dtype))
 
 
-def apply_block(block: nnx.Module, x: jax.Array, **options: bool) -> jax.Array:
-    """`block(x, **options)`, rematerialised in the gradient where `block.compute` says so."""
+def attend_once(
+    query: jax.Array,
+    tokens: jax.Array,
+    key_kernel: jax.Array,
+    value_kernel: jax.Array,
+    *,
+    heads: int,
+    precision: str,
+) -> jax.Array:
+    """Attention of a single query over all tokens.
+
+    The query is carried through the key projection to the tokens, and values are projected after
+    they are averaged: the same result as projecting every token, at a fraction of the work. A bias
+    of the keys would shift all logits of a head alike and drop out of the softmax; one of the
+    values is left to the caller.
+
+    Args:
+      query: float[n, width], projected, not scaled.
+      tokens: float[n, length, channels].
+      key_kernel: float[channels, width].
+      value_kernel: float[channels, width].
+      heads: attention heads; they divide the width.
+      precision: of the products.
+
+    Returns:
+      float[n, width] in the dtype of `tokens`.
+    """
+    n, width = query.shape
+    keys, values = (
+        kernel.reshape(kernel.shape[0], heads, -1) for kernel in (key_kernel, value_kernel)
+    )
+    query = query.reshape(n, heads, -1) * (width // heads) ** -0.5
+    asked = jnp.einsum("nhd,chd->nhc", query, keys, precision=precision)
+    logits = jnp.einsum("nhc,ntc->nht", asked, tokens, precision=precision)
+    weight = jax.nn.softmax(numerics.at_least_float32(logits), axis=-1).astype(tokens.dtype)
+    context = jnp.einsum("nht,ntc->nhc", weight, tokens, precision=precision)
+    value = jnp.einsum("nhc,chd->nhd", context, values, precision=precision)
+    return value.reshape(n, width)
+
+
+def apply_block(
+    block: nnx.Module, x: jax.Array, *, method: str = "__call__", **options: bool
+) -> jax.Array:
+    """`block.method(x, **options)`, rematerialised where `block.compute` says so."""
 
     def run(block: nnx.Module, x: jax.Array) -> jax.Array:
-        return block(x, **options)
+        return getattr(block, method)(x, **options)
 
     return nnx.remat(run)(block, x) if block.compute.remat else run(block, x)
 

@@ -183,14 +183,16 @@ class CLIPReID(nnx.Module):
                 )
             offset = self.camera_embedding[...][cameras]
             options["class_offset"] = self.heads.camera_scale * offset
-        last = self.visual.encode(images, train=train, **options)[1]
+        vit = self.heads.pooling == "class_token"
+        encode = self.visual.encode_class if vit else self.visual.encode
+        last = encode(images, train=train, **options)[1]
         g = self.visual.project(last)
         if self.heads.pooling == "gem":
             pooled = self.gem(last)
         elif self.heads.pooling == "mean":
             pooled = jnp.mean(numerics.at_least_float32(last), axis=(1, 2))
         else:
-            pooled = numerics.at_least_float32(last[:, 0])
+            pooled = numerics.at_least_float32(last)
         if self.heads.joint:
             pooled = jnp.concatenate([pooled, g], axis=1)
         return pooled, g

@@ -35,7 +35,7 @@ sys.path.insert(0, str(pathlib.Path(__file__).parents[2]))
 
 import encoders_work
 
-from ccafl_jax.models.clip import ResNetConfig, ViTConfig, build_tower
+from ccafl_jax.models.clip import ResNetConfig, VisionTransformer, ViTConfig, build_tower
 from ccafl_jax.models.clip.transformer import activate
 from ccafl_jax.models.layers import Compute, apply_block, average_pool2
 
@@ -246,8 +246,9 @@ def steps(tower: nnx.Module, vision, embed_dim: int, batch: int) -> dict[str, tu
 
     def features(params, stats, images, train):
         model = nnx.merge(graphdef, params, stats)
-        last = model.encode(images, train=train)[1]
-        pooled = last[:, 0] if last.ndim == 3 else last.mean((1, 2), dtype=jnp.float32)
+        vit = isinstance(model, VisionTransformer)
+        last = (model.encode_class if vit else model.encode)(images, train=train)[1]
+        pooled = last if vit else last.mean((1, 2), dtype=jnp.float32)
         return (pooled, model.project(last)), nnx.state(model, nnx.BatchStat)
 
     def forward(params, stats, images, weights):
@@ -374,27 +375,27 @@ def run_patches(tower: nnx.Module, images: jax.Array) -> jax.Array:
     shape = (len(images), 1, patches.shape[-1])
     token = jnp.broadcast_to(tower.class_embedding[...].astype(dtype), shape)
     x = jnp.concatenate([token, patches], axis=1) + tower.positional_embedding[...].astype(dtype)
-    return tower.ln_pre(x).astype(dtype)
+    return tower.ln_pre(x)
 
 
 def run_attention(blocks: nnx.List, x: jax.Array) -> jax.Array:
     """The attention half of every block of a ViT."""
     for block in blocks:
-        x = x + block.attend(block.ln_1(x).astype(x.dtype))
+        x = x + block.attend(block.ln_1(x))
     return x
 
 
 def run_mlp(blocks: nnx.List, x: jax.Array) -> jax.Array:
     """The perceptron half of every block of a ViT."""
     for block in blocks:
-        hidden = activate(block.c_fc(block.ln_2(x).astype(x.dtype)), kind=block.activation)
+        hidden = activate(block.c_fc(block.ln_2(x)), kind=block.activation)
         x = x + block.c_proj(hidden)
     return x
 
 
 def run_projection(tower: nnx.Module, x: jax.Array) -> jax.Array:
     """The last norm and the projection of the class token."""
-    return tower.project(tower.ln_post(x).astype(x.dtype))
+    return tower.project(tower.ln_post(x[:, 0]))
 
 
 def rates(options: argparse.Namespace) -> dict:

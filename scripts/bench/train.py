@@ -57,12 +57,12 @@ def main() -> int:
         return 0
     device = in_own_process(__file__, "device", {})
     works = chosen(options, cpu=device["platform"] == "cpu")
-    results: dict[str, Any] = {"device": device, "works": {}}
+    results: dict[str, Any] = {"device": device, "works": kept(options.json, device)}
     failed = []
     for work in works:
         name = f"{work['network']} {work['dtype']}"
-        if work["attention"] != "plain":
-            name += f" {work['attention']}"
+        if work["attention"] != usual(work, cpu=device["platform"] == "cpu"):
+            name += f", {work['attention']} attention"
         print(f"{name}: {work}", flush=True)
         try:
             found = in_own_process(__file__, json.dumps(work), {})
@@ -98,7 +98,12 @@ def parse() -> argparse.Namespace:
     add = parser.add_argument
     add("--networks", nargs="+", choices=NETWORKS, help="both; on a CPU RN50")
     add("--dtypes", nargs="+", choices=["bfloat16", "float32"], help="both; on a CPU float32")
-    add("--attention", nargs="+", choices=["plain", "cudnn"], help="on a GPU both, for bf16 ViTs")
+    add(
+        "--attention",
+        nargs="+",
+        choices=["plain", "cudnn"],
+        help="cudnn for ViTs in bfloat16 on a GPU",
+    )
     add("--phases", nargs="+", choices=PHASES, help="all")
     add("--inputs", nargs="+", choices=INPUTS, help="resident, and one phase with streaming")
     add("--batch", nargs=2, type=int, metavar=("P", "K"), help="16 8; on a CPU 4 2")
@@ -109,7 +114,7 @@ def parse() -> argparse.Namespace:
     add("--tiny", action="store_true", help="tiny networks: a test of this script")
     add("--torch", default=sys.executable, help="interpreter that has torch and timm, or never")
     add("--torch-compile", default="default", help="mode of torch.compile on a GPU, or off")
-    add("--json", type=pathlib.Path, help="file for all figures")
+    add("--json", type=pathlib.Path, help="file for figures; those of other networks in it stay")
     add("--docs", type=pathlib.Path, help="page whose table is rewritten")
     add("--table", default="gpu", help="name of the table in the page")
     add("--alone", help=argparse.SUPPRESS)
@@ -134,14 +139,30 @@ def chosen(options: argparse.Namespace, *, cpu: bool) -> list[dict[str, Any]]:
         "tiny": options.tiny,
     }
     networks = options.networks or (["RN50"] if cpu else list(NETWORKS))
-    attentions = options.attention or (["plain"] if cpu else ["plain", "cudnn"])
-    return [
-        {"network": network, "dtype": dtype, "attention": attention, **shared}
+    works = [
+        {"network": network, "dtype": dtype, **shared}
         for network in networks
         for dtype in options.dtypes or dtypes
-        for attention in attentions
-        if attention == "plain" or (network.startswith("ViT") and dtype == "bfloat16")
     ]
+    return [
+        {**work, "attention": attention}
+        for work in works
+        for attention in dict.fromkeys(options.attention or [usual(work, cpu=cpu)])
+    ]
+
+
+def usual(work: dict[str, Any], *, cpu: bool) -> str:
+    """What `model.attention=auto` comes to, on an NVIDIA GPU of today."""
+    fused = not cpu and work["network"].startswith("ViT") and work["dtype"] == "bfloat16"
+    return "cudnn" if fused else "plain"
+
+
+def kept(path: pathlib.Path | None, device: dict[str, Any]) -> dict[str, Any]:
+    """Works that the file holds from an earlier run on the same kind of device."""
+    if path is None or not path.is_file():
+        return {}
+    earlier = json.loads(path.read_text())
+    return earlier["works"] if earlier["device"] == device else {}
 
 
 def pytorch(found: dict[str, Any], options: argparse.Namespace) -> dict[str, Any]:

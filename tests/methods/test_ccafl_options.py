@@ -11,7 +11,7 @@ import pytest
 
 from ccafl_jax.data.augment import augment
 from ccafl_jax.methods.ccafl import memories, phases, prompts, setup
-from ccafl_jax.methods.ccafl.config import STAGES, CCAFLConfig
+from ccafl_jax.methods.ccafl.config import STAGES, CCAFLConfig, ModelConfig
 from ccafl_jax.methods.ccafl.holdout import split_held_out
 from ccafl_jax.methods.ccafl.model import image_model
 from ccafl_jax.methods.ccafl.progress import Progress, summarize
@@ -467,10 +467,28 @@ def test_a_camera_scale_without_cameras_is_refused():
 def test_fused_attention_is_refused_where_it_cannot_run(monkeypatch):
     with pytest.raises(ValueError, match="needs compute_dtype='bfloat16'"):
         from_mapping(CCAFLConfig, {"model": {"attention": "cudnn"}})
-    model = {"attention": "cudnn", "compute_dtype": "bfloat16"}
-    monkeypatch.setattr(jax, "default_backend", lambda: "cpu")
-    with pytest.raises(ValueError, match="the devices are cpu: set"):
-        setup.load_towers(from_mapping(CCAFLConfig, {"model": model}), "DIR")
+    config = ModelConfig(attention="cudnn", compute_dtype="bfloat16")
+    with pytest.raises(ValueError, match=r"Ampere or later.*the devices are cpu: set"):
+        setup.attention(config)
+
+
+@pytest.mark.parametrize(
+    ("platform", "capability", "dtype", "expected"),
+    [
+        ("cpu", None, "bfloat16", "plain"),
+        ("gpu", "9.0", "bfloat16", "cudnn"),
+        ("gpu", "9.0", "float32", "plain"),
+        ("gpu", "7.5", "bfloat16", "plain"),
+        ("gpu", "12.0", "bfloat16", "cudnn"),
+        ("gpu", "gfx90a", "bfloat16", "plain"),
+    ],
+)
+def test_attention_follows_the_devices(platform, capability, dtype, expected, monkeypatch):
+    device = types.SimpleNamespace(platform=platform, device_kind="fake")
+    if capability:
+        device.compute_capability = capability
+    monkeypatch.setattr(jax, "devices", lambda: [device])
+    assert setup.attention(ModelConfig(compute_dtype=dtype)) == expected
 
 
 def test_weights_must_be_named():

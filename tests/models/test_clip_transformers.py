@@ -40,7 +40,7 @@ def test_golden(activation):
     def run(pixels, ids):
         penultimate, last = clip.visual.encode(pixels)
         block = clip.visual.blocks[-1](penultimate)
-        image, text = clip.visual.project(last), clip.text.encode_ids(ids, eot)
+        image, text = clip.visual.project(last[:, 0]), clip.text.encode_ids(ids, eot)
         return block, last[:, 0], image, text
 
     block, pooled, image, text = run(to_nhwc(data["pixel_values"]), data["input_ids"])

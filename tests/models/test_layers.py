@@ -248,9 +248,36 @@ def test_batch_norm_gradient_is_the_automatic_one(group, use_bias):
             np.testing.assert_allclose(a, b, rtol=1e-9, atol=1e-10)
 
 
-def test_batch_norm_keeps_half_precision_for_its_gradient():
-    norm = layers.BatchNorm(5)
+def test_layer_norm_and_its_gradient_are_those_of_flax():
+    with jax.enable_x64():
+        rng = np.random.default_rng(0)
+        x, probe = (jnp.asarray(rng.normal(size=(3, 4, 7))) for _ in range(2))
+        scale, bias = (jnp.asarray(rng.normal(size=7)) for _ in range(2))
+        theirs = nnx.LayerNorm(
+            7, epsilon=1e-5, use_fast_variance=False, param_dtype=jnp.float64, rngs=nnx.Rngs(0)
+        )
+
+        def objective(norm):
+            graphdef, params = nnx.split(norm)
+
+            def run(x, scale, bias):
+                merged = nnx.merge(graphdef, params, copy=True)
+                merged.scale[...], merged.bias[...] = scale, bias
+                return jnp.sum(probe * merged(x) ** 2)
+
+            return jax.value_and_grad(run, (0, 1, 2))(x, scale, bias)
+
+        found = objective(layers.LayerNorm(7, param_dtype=jnp.float64))
+        for a, b in zip(jax.tree.leaves(found), jax.tree.leaves(objective(theirs)), strict=True):
+            np.testing.assert_allclose(a, b, rtol=1e-9, atol=1e-10)
+
+
+def test_norms_keep_half_precision_for_their_gradient():
     x = jnp.ones((4, 3, 2, 5), jnp.bfloat16)
+    kept = jax.eval_shape(lambda x: jax.vjp(layers.LayerNorm(5), x)[1], x)
+    assert [leaf.dtype for leaf in jax.tree.leaves(kept) if leaf.size >= x.size] == [jnp.bfloat16]
+
+    norm = layers.BatchNorm(5)
     graphdef, params, stats = nnx.split(norm, nnx.Param, nnx.BatchStat)
 
     def run(x):

@@ -12,6 +12,7 @@ from collections.abc import Callable
 from ccafl_jax.data.augment import AugmentConfig
 from ccafl_jax.data.layouts import LAYOUTS
 from ccafl_jax.data.opening import SOURCES
+from ccafl_jax.models.layers import ATTENTION
 from ccafl_jax.options import require, require_choice
 from ccafl_jax.pseudo_labels.associations import ASSOCIATIONS
 from ccafl_jax.pseudo_labels.cross_camera import AUTO
@@ -81,8 +82,8 @@ class ModelConfig:
       calibrate_neck: set the neck's running statistics from the training images before the
         first extraction.
       remat: compute the inside of blocks again for the gradient: less memory, more work.
-      attention: in the blocks of transformers: `plain`, or `cudnn`, one fused kernel for GPUs of
-        NVIDIA with `bfloat16`.
+      attention: in the blocks of transformers: `plain`; `cudnn`, one fused kernel for GPUs of
+        NVIDIA with `bfloat16`; or `auto`, the fused one where it is to be had.
     """
 
     weights: str = ""
@@ -96,12 +97,12 @@ class ModelConfig:
     compute_dtype: str = "float32"
     calibrate_neck: bool = True
     remat: bool = False
-    attention: str = "plain"
+    attention: str = "auto"
 
     def __post_init__(self):
-        require_choice("attention", self.attention, ("plain", "cudnn"))
+        require_choice("attention", self.attention, ("auto", *ATTENTION))
         require(
-            self.attention == "plain" or self.compute_dtype == "bfloat16",
+            self.attention != "cudnn" or self.compute_dtype == "bfloat16",
             "attention='cudnn' needs compute_dtype='bfloat16'",
         )
         require_choice("tower", self.tower, ("", "resnet", "vit"))

@@ -5,6 +5,7 @@ import importlib.resources
 import logging
 import os
 import pathlib
+import re
 
 import jax
 import jax.numpy as jnp
@@ -108,6 +109,26 @@ def weights_directory(config: ModelConfig) -> pathlib.Path:
     return local_directory(config.weights)
 
 
+def attention(config: ModelConfig) -> str:
+    """The attention of transformers on the devices that there are; see `Compute.attention`.
+
+    Raises:
+      ValueError: the fused one is asked for where there is none.
+    """
+    device = jax.devices()[0]
+    # Of other makers' GPUs the capability is not such a number; cuDNN's kernel begins with 8.
+    capability = re.match(r"\d+", str(getattr(device, "compute_capability", "")))
+    able = device.platform == "gpu" and capability and int(capability[0]) >= 8
+    if config.attention == "auto":
+        return "cudnn" if able and config.compute_dtype == "bfloat16" else "plain"
+    if config.attention == "cudnn" and not able:
+        raise ValueError(
+            "model.attention='cudnn' needs a GPU of NVIDIA (Ampere or later), and the devices are "
+            f"{device.device_kind}: set --config.model.attention auto"
+        )
+    return config.attention
+
+
 def load_towers(config: CCAFLConfig, directory: pathlib.Path) -> CLIP:
     """Both towers, for the recipe's image size and strides.
 
@@ -115,11 +136,6 @@ def load_towers(config: CCAFLConfig, directory: pathlib.Path) -> CLIP:
       ValueError: weights of another kind than the recipe is for, or arithmetic that the devices
         cannot do.
     """
-    if config.model.attention == "cudnn" and jax.default_backend() != "gpu":
-        raise ValueError(
-            "model.attention='cudnn' needs a GPU of NVIDIA, and the devices are "
-            f"{jax.default_backend()}: set --config.model.attention plain"
-        )
     clip = load_clip(
         directory,
         image_size=(config.data.height, config.data.width),
@@ -129,7 +145,7 @@ def load_towers(config: CCAFLConfig, directory: pathlib.Path) -> CLIP:
         compute=Compute(
             dtype=jnp.dtype(config.model.compute_dtype),
             remat=config.model.remat,
-            attention=config.model.attention,
+            attention=attention(config.model),
         ),
     )
     vision = clip.config.vision

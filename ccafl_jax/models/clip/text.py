@@ -12,8 +12,8 @@ from flax import nnx
 
 from ccafl_jax import numerics
 from ccafl_jax.models.clip.config import TextConfig
-from ccafl_jax.models.clip.transformer import build_blocks, layer_norm
-from ccafl_jax.models.layers import Compute
+from ccafl_jax.models.clip.transformer import build_blocks
+from ccafl_jax.models.layers import Compute, LayerNorm
 
 
 class TextTransformer(nnx.Module):
@@ -47,7 +47,7 @@ class TextTransformer(nnx.Module):
         self.blocks = build_blocks(
             config, activation=activation, causal=True, compute=compute, rngs=rngs
         )
-        self.ln_final = layer_norm(width, compute, rngs)
+        self.ln_final = LayerNorm(width, param_dtype=compute.param_dtype)
         self.text_projection = normal((width, out_features), width**-0.5)
         self.config = config
         self.compute = compute
@@ -81,7 +81,7 @@ class TextTransformer(nnx.Module):
             x = jnp.take_along_axis(x, eot[:, None, None], axis=1)[:, 0]
         feature = jnp.einsum(
             "nw,we->ne",
-            self.ln_final(x).astype(dtype),
+            self.ln_final(x),
             self.text_projection[...].astype(dtype),
             precision=self.compute.products,
         )

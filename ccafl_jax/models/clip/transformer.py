@@ -9,7 +9,9 @@ from flax import nnx
 
 from ccafl_jax import numerics
 from ccafl_jax.models.clip.config import TextConfig, ViTConfig
-from ccafl_jax.models.layers import Compute, Linear
+from ccafl_jax.models.layers import Compute, LayerNorm, Linear, attend_once
+
+FUSED_FROM = 64  # tokens: cuDNN's tiles are as long, and shorter texts would leave them empty
 
 
 class Block(nnx.Module):
@@ -42,10 +44,10 @@ class Block(nnx.Module):
         def linear(inputs, outputs, stddev):
             return Linear(inputs, outputs, stddev=stddev, compute=compute, rngs=rngs)
 
-        self.ln_1 = layer_norm(width, compute, rngs)
+        self.ln_1 = LayerNorm(width, param_dtype=compute.param_dtype)
         self.in_proj = linear(width, 3 * width, width**-0.5)
         self.out_proj = linear(width, width, out_stddev)
-        self.ln_2 = layer_norm(width, compute, rngs)
+        self.ln_2 = LayerNorm(width, param_dtype=compute.param_dtype)
         self.c_fc = linear(width, mlp_width, (2 * width) ** -0.5)
         self.c_proj = linear(mlp_width, width, out_stddev)
         self.heads = heads
@@ -55,10 +57,34 @@ class Block(nnx.Module):
 
     def __call__(self, x: jax.Array) -> jax.Array:
         """Maps float[n, length, width] to the same shape."""
-        dtype = x.dtype
-        x = x + self.attend(self.ln_1(x).astype(dtype))
-        hidden = activate(self.c_fc(self.ln_2(x).astype(dtype)), kind=self.activation)
-        return x + self.c_proj(hidden)
+        return self._perceptron(x + self.attend(self.ln_1(x)))
+
+    def first(self, x: jax.Array) -> jax.Array:
+        """What becomes of the first token, float[n, width], without the work for the others.
+
+        Raises:
+          ValueError: of a causal block, whose first token sees no other.
+        """
+        if self.causal:
+            raise ValueError("the first token of a causal block sees itself only")
+        normed, width = self.ln_1(x), x.shape[-1]
+        kernel = self.in_proj.kernel[...].astype(normed.dtype)
+        bias = self.in_proj.bias[...].astype(normed.dtype)
+        query, key, value = (slice(i * width, (i + 1) * width) for i in range(3))
+        precision = self.compute.products
+        asked = jnp.matmul(normed[:, 0], kernel[:, query], precision=precision) + bias[query]
+        mixed = attend_once(
+            asked,
+            normed,
+            kernel[:, key],
+            kernel[:, value],
+            heads=self.heads,
+            precision=precision,
+        )
+        return self._perceptron(x[:, 0] + self.out_proj(mixed + bias[value]))
+
+    def _perceptron(self, x: jax.Array) -> jax.Array:
+        return x + self.c_proj(activate(self.c_fc(self.ln_2(x)), kind=self.activation))
 
     def attend(self, x: jax.Array) -> jax.Array:
         """Self-attention of normalised tokens: float[n, length, width] to the same shape."""
@@ -66,10 +92,8 @@ class Block(nnx.Module):
         heads, precision = self.heads, self.compute.products
         qkv = self.in_proj(x).reshape(n, length, 3, heads, width // heads)
         query, key, value = qkv[:, :, 0], qkv[:, :, 1], qkv[:, :, 2]
-        if self.compute.attention == "cudnn":
-            mixed = jax.nn.dot_product_attention(
-                query, key, value, is_causal=self.causal, implementation="cudnn"
-            )
+        if self.compute.attention == "cudnn" and length >= FUSED_FROM:
+            mixed = fused_attention(query, key, value, causal=self.causal)
             return self.out_proj(mixed.reshape(n, length, width))
         query = query * (width // heads) ** -0.5
         logits = jnp.einsum("nqhd,nkhd->nhqk", query, key, precision=precision)
@@ -108,19 +132,36 @@ def build_blocks(
     )
 
 
+def fused_attention(
+    query: jax.Array, key: jax.Array, value: jax.Array, *, causal: bool
+) -> jax.Array:
+    """Attention in one kernel of cuDNN.
+
+    Args:
+      query: half[n, length, heads, channels].
+      key: of the same shape.
+      value: of the same shape.
+      causal: whether a position sees earlier ones and itself only.
+
+    Returns:
+      The same shape.
+    """
+    length = query.shape[1]
+    # The gradient's kernel is for even lengths, and all are fastest where rows are aligned.
+    padding = (0, 0), (0, -length % 8), (0, 0), (0, 0)
+    lengths = jnp.full(query.shape[0], length, jnp.int32)
+    mixed = jax.nn.dot_product_attention(
+        *(jnp.pad(x, padding) for x in (query, key, value)),
+        is_causal=causal,
+        query_seq_lengths=lengths,
+        key_value_seq_lengths=lengths,
+        implementation="cudnn",
+    )
+    return mixed[:, :length]
+
+
 def activate(x: jax.Array, *, kind: str) -> jax.Array:
     """QuickGELU (`x * sigmoid(1.702 x)`) or GELU by the error function, as `kind` says."""
     if kind == "quick_gelu":
         return x * jax.nn.sigmoid(1.702 * x)
     return jax.nn.gelu(x, approximate=False)
-
-
-def layer_norm(width: int, compute: Compute, rngs: nnx.Rngs) -> nnx.LayerNorm:
-    """CLIP's layer norm: flax's own defaults are eps 1e-6 and a one-pass variance."""
-    return nnx.LayerNorm(
-        width,
-        epsilon=1e-5,
-        use_fast_variance=False,
-        param_dtype=compute.param_dtype,
-        rngs=rngs,
-    )

@@ -10,8 +10,8 @@ from flax import nnx
 
 from ccafl_jax import numerics
 from ccafl_jax.models.clip.config import ViTConfig
-from ccafl_jax.models.clip.transformer import build_blocks, layer_norm
-from ccafl_jax.models.layers import Compute, apply_block
+from ccafl_jax.models.clip.transformer import build_blocks
+from ccafl_jax.models.layers import Compute, LayerNorm, apply_block
 
 
 class VisionTransformer(nnx.Module):
@@ -43,11 +43,11 @@ class VisionTransformer(nnx.Module):
         self.patch_kernel = normal(config.patch_size, config.patch_size, 3, width)
         self.class_embedding = normal(width)
         self.positional_embedding = normal(1 + config.grid[0] * config.grid[1], width)
-        self.ln_pre = layer_norm(width, compute, rngs)
+        self.ln_pre = LayerNorm(width, param_dtype=compute.param_dtype)
         self.blocks = build_blocks(
             config, activation=activation, causal=False, compute=compute, rngs=rngs
         )
-        self.ln_post = layer_norm(width, compute, rngs)
+        self.ln_post = LayerNorm(width, param_dtype=compute.param_dtype)
         self.proj = normal(width, out_features)
         self.config = config
         self.out_features = out_features
@@ -63,7 +63,7 @@ class VisionTransformer(nnx.Module):
         Returns:
           float[batch, out_features], float32 at least.
         """
-        return self.project(self.encode(images, train=train)[1])
+        return self.project(self.encode_class(images, train=train)[1])
 
     def encode(
         self, images: jax.Array, *, train: bool = False, class_offset: jax.Array | None = None
@@ -83,6 +83,20 @@ class VisionTransformer(nnx.Module):
         Raises:
           ValueError: if the images are not of the size that the positions were made for.
         """
+        x = self._all_but_the_last_block(images, class_offset)
+        return x, self.ln_post(apply_block(self.blocks[-1], x))
+
+    def encode_class(
+        self, images: jax.Array, *, train: bool = False, class_offset: jax.Array | None = None
+    ) -> tuple[jax.Array, jax.Array]:
+        """The class tokens of `encode`: two float[batch, width].
+
+        Of the last block's tokens no other is computed.
+        """
+        x = self._all_but_the_last_block(images, class_offset)
+        return x[:, 0], self.ln_post(apply_block(self.blocks[-1], x, method="first"))
+
+    def _all_but_the_last_block(self, images, class_offset):
         if images.shape[1:3] != tuple(self.config.image_size):
             raise ValueError(
                 f"image tower got {images.shape[1]}x{images.shape[2]} images, its positions are "
@@ -96,18 +110,13 @@ class VisionTransformer(nnx.Module):
         first = jnp.broadcast_to(first.astype(dtype)[:, None], (images.shape[0], 1, token.shape[0]))
         x = jnp.concatenate([first, patches], axis=1)
         x = x + self.positional_embedding[...].astype(dtype)
-        x = self.ln_pre(x).astype(dtype)
+        x = self.ln_pre(x)
         for block in self.blocks[:-1]:
             x = apply_block(block, x)
-        last = apply_block(self.blocks[-1], x)
-        return x, self.ln_post(last).astype(dtype)
+        return x
 
     def project(self, tokens: jax.Array) -> jax.Array:
-        """Projects the class token: `[batch, 1 + patches, width]` to `[batch, out_features]`."""
-        return self.project_tokens(tokens[:, :1])[:, 0]
-
-    def project_tokens(self, tokens: jax.Array) -> jax.Array:
-        """Projects every token to the joint space: `[..., width]` to float32 `[..., features]`."""
+        """Projects tokens to the joint space: `[..., width]` to float32 `[..., out_features]`."""
         dtype = self.compute.activations
         kernel = self.proj[...].astype(dtype)
         feature = jnp.matmul(tokens.astype(dtype), kernel, precision=self.compute.products)
