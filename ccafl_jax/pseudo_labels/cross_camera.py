@@ -222,25 +222,42 @@ def diagnostics(
 
     Args:
       association: labels of the classes.
-      pid_of: int[classes], true identity of each class.
+      pid_of: int[classes], true identity of each class, negative where nobody knows it: such
+        classes count in the last three figures only.
       cam_of: int[classes], camera of each class.
 
     Returns:
       accepted, correct: accepted pairs, and those of one identity; precision, recall: correct
       over accepted and over true_pairs (0 where undefined); these four only where the method
-      decides pair by pair. true_pairs: pairs of classes of one identity; clusters: their number;
-      outlier_share: share of classes without cluster; pure_share: share of clusters that hold one
-      identity; same_camera_clusters: clusters with two classes of one camera; b_cubed_f, nmi:
-      agreement of clusters and identities over the classes, outliers as clusters of their own
-      (see `quality`).
+      decides pair by pair. true_pairs: pairs of classes of one identity; pure_share: share of
+      clusters that hold one identity; b_cubed_f, nmi: agreement of clusters and identities over
+      the classes, outliers as clusters of their own (see `quality`). clusters: their number;
+      outlier_share: share of classes without cluster; same_camera_clusters: clusters with two
+      classes of one camera.
     """
     pid_of, cam_of = np.asarray(pid_of), np.asarray(cam_of)
     labels, clusters = association.labels, association.num_clusters
-    classes_of_pid = np.unique(pid_of, return_counts=True)[1].astype(np.int64)
+    inside = labels >= 0
+    members = np.bincount(labels[inside], minlength=clusters)
+    cameras_in = np.unique(np.stack([labels[inside], cam_of[inside]]), axis=1)[0]
+    return _against_the_truth(association, pid_of) | {
+        "clusters": clusters,
+        "outlier_share": float(np.mean(~inside)) if len(labels) else 0.0,
+        "same_camera_clusters": int(np.sum(members > np.bincount(cameras_in, minlength=clusters))),
+    }
+
+
+def _against_the_truth(association: Labels, pid_of: np.ndarray) -> dict[str, float | int]:
+    """The figures of `diagnostics` that need identities, over the classes that have one."""
+    known = pid_of >= 0
+    if not known.any():
+        return {}
+    labels, pid = association.labels[known], pid_of[known]
+    classes_of_pid = np.unique(pid, return_counts=True)[1].astype(np.int64)
     true_pairs = int(np.sum(classes_of_pid * (classes_of_pid - 1) // 2))
     figures = {}
     if association.edges is not None:
-        a, b = association.edges.T
+        a, b = association.edges[known[association.edges].all(axis=1)].T
         correct = int(np.sum(pid_of[a] == pid_of[b]))
         figures = {
             "accepted": len(a),
@@ -249,18 +266,13 @@ def diagnostics(
             "recall": correct / max(true_pairs, 1),
         }
     inside = labels >= 0
-    pids_in = np.unique(np.stack([labels[inside], pid_of[inside]]), axis=1)[0]
-    members = np.bincount(labels[inside], minlength=clusters)
-    cameras_in = np.unique(np.stack([labels[inside], cam_of[inside]]), axis=1)[0]
-    pure = int(np.sum(np.bincount(pids_in, minlength=clusters) == 1))
+    of_cluster, _ = np.unique(np.stack([labels[inside], pid[inside]]), axis=1)
+    identities = np.unique(of_cluster, return_counts=True)[1]  # of each cluster
     return figures | {
         "true_pairs": true_pairs,
-        "clusters": clusters,
-        "outlier_share": float(np.mean(~inside)) if len(labels) else 0.0,
-        "pure_share": pure / max(clusters, 1),
-        "same_camera_clusters": int(np.sum(members > np.bincount(cameras_in, minlength=clusters))),
-        "b_cubed_f": b_cubed(labels, pid_of).f,
-        "nmi": nmi(labels, pid_of),
+        "pure_share": int(np.sum(identities == 1)) / max(len(identities), 1),
+        "b_cubed_f": b_cubed(labels, pid).f,
+        "nmi": nmi(labels, pid),
     }
 
 

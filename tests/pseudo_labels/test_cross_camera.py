@@ -236,6 +236,23 @@ def test_diagnostics_by_hand():
     assert figures_of_groups == {k: v for k, v in figures.items() if k not in pairs}
 
 
+def test_diagnostics_leave_out_what_nobody_knows():
+    association = Labels(
+        labels=np.array([0, 0, 0, 1, 1, -1, 2, 2], np.int32),
+        num_clusters=3,
+        edges=np.array([[0, 1], [1, 2], [3, 4], [6, 7]], np.int32),
+    )
+    cam_of = np.array([0, 1, 2, 0, 1, 0, 3, 3])
+    figures = diagnostics(association, np.array([5, 5, -4, 7, 7, 6, -3, -5]), cam_of)
+    assert figures["accepted"] == figures["correct"] == figures["true_pairs"] == 2
+    assert figures["pure_share"] == figures["b_cubed_f"] == 1.0  # over five classes
+    assert figures["clusters"] == 3
+    assert figures["outlier_share"] == 1 / 8
+    assert figures["same_camera_clusters"] == 1
+    nothing = diagnostics(association, np.full(8, -3), cam_of)
+    assert nothing.keys() == {"clusters", "outlier_share", "same_camera_clusters"}
+
+
 def test_bad_input():
     x, cam_of = np.eye(3), np.array([0, 1, 0])
     with pytest.raises(ValueError, match=r"features of 1 classes \(first: 2\) hold NaN"):

@@ -14,6 +14,7 @@ from ccafl_jax.data.layouts import LAYOUTS
 from ccafl_jax.data.opening import SOURCES
 from ccafl_jax.models.layers import ATTENTION
 from ccafl_jax.options import require, require_choice
+from ccafl_jax.pseudo_labels.agglomerative import number_of_clusters
 from ccafl_jax.pseudo_labels.associations import ASSOCIATIONS
 from ccafl_jax.pseudo_labels.cross_camera import AUTO
 from ccafl_jax.pseudo_labels.labels import Labels, labeller, options_taken
@@ -39,6 +40,12 @@ class DataConfig:
       allow_single_identity: accept cameras with one identity, whose intra-camera losses are 0.
       val_fraction: share of each camera's training identities that is held out of training, as
         an alarm of overfitting (docs/ccafl.md); it selects nothing.
+      unlabelled: training images without an identity: `drop` them, or `cluster` those of each
+        camera and take the clusters for its identities.
+      unlabelled_cameras: codes of cameras whose identities are not looked at, as if nobody had
+        labelled them.
+      local_clusters: how many clusters a camera gets: a number, or `n//5`, one for every five of
+        its images.
     """
 
     name: str = "market1501"
@@ -51,8 +58,13 @@ class DataConfig:
     synthetic_ids: int = 200
     allow_single_identity: bool = False
     val_fraction: float = 0.0
+    unlabelled: str = "drop"
+    unlabelled_cameras: tuple[int, ...] = ()
+    local_clusters: int | str = "n//5"
 
     def __post_init__(self):
+        require_choice("unlabelled", self.unlabelled, ("drop", "cluster"))
+        number_of_clusters(self.local_clusters, 1)
         require_choice("name", self.name, tuple(LAYOUTS))
         require_choice("source", self.source, SOURCES)
         require(self.height >= 32 and self.width >= 16, "height and width must be at least 32x16")

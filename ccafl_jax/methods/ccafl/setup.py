@@ -17,6 +17,7 @@ from ccafl_jax.data.opening import open_dataset
 from ccafl_jax.data.records import ReIDDataset
 from ccafl_jax.methods.ccafl.config import CCAFLConfig, DataConfig, ModelConfig
 from ccafl_jax.methods.ccafl.holdout import split_held_out
+from ccafl_jax.methods.ccafl.local_identities import hide_identities, with_local_identities
 from ccafl_jax.methods.ccafl.run import Images, Run
 from ccafl_jax.models.clip import CLIP, Tokenizer, ViTConfig, load_clip
 from ccafl_jax.models.hub import local_directory
@@ -50,6 +51,8 @@ def prepare_run(
     clip, tokenizer = load_towers(config, directory), Tokenizer(directory)
     dataset = open_training_set(config.data, root)
     dataset, held_out = split_held_out(dataset, config.data.val_fraction, config.seed)
+    dataset = with_local_identities(dataset, clip, config, workdir)
+    check_training_cameras(dataset, config.data)
     log.info("%s", dataset.summary())
     return kind(
         config,
@@ -63,7 +66,7 @@ def prepare_run(
 
 
 def open_training_set(config: DataConfig, root: str | os.PathLike) -> ReIDDataset:
-    """Opens the data set and checks that intra-camera supervision can use it.
+    """Opens the data set, with the training images that intra-camera supervision can use.
 
     Raises:
       FileNotFoundError, ValueError: with one line that says what is missing and what to do.
@@ -73,23 +76,34 @@ def open_training_set(config: DataConfig, root: str | os.PathLike) -> ReIDDatase
     for split, use in (("train", "to train on"), ("query", "to test"), ("gallery", "to test")):
         if not len(getattr(dataset, split)):
             raise ValueError(f"{dataset.root} has no images {use}: its {split} set is empty")
-    warnings = list(dataset.report["warnings"])
+    for text in dataset.report["warnings"]:
+        log.warning("%s: %s", dataset.root, text)
+    dataset = hide_identities(dataset, config.unlabelled_cameras)
     labelled = dataset.train.pid >= 0
-    if not np.all(labelled):
-        warnings.append(
-            f"{np.sum(~labelled)} training images without an identity are left out: intra-camera "
-            "supervision needs one for each image"
+    if config.unlabelled == "drop" and not np.all(labelled):
+        log.warning(
+            "%s: %d training images without an identity are left out; "
+            "data.unlabelled=cluster gives them one that their camera alone knows",
+            dataset.root,
+            np.sum(~labelled),
         )
         dataset = dataclasses.replace(dataset, train=dataset.train.take(labelled))
-    warnings += check_cameras(
+    return dataset
+
+
+def check_training_cameras(dataset: ReIDDataset, config: DataConfig) -> None:
+    """Checks that identities can be told apart in each camera and linked across cameras.
+
+    Raises:
+      ValueError: see `check_cameras`.
+    """
+    for text in check_cameras(
         dataset.train.pid,
         dataset.train.camid,
         dataset.camera_codes,
         allow_single_identity=config.allow_single_identity,
-    )
-    for text in warnings:
+    ):
         log.warning("%s: %s", dataset.root, text)
-    return dataset
 
 
 def weights_directory(config: ModelConfig) -> pathlib.Path:
