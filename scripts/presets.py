@@ -1,0 +1,131 @@
+"""What each deviation of the published code does: recipes that differ from `clean` in one option.
+
+Every seed draws people and cameras anew, and all runs of a seed share them, the sampler and the
+augmentation; a run goes on from the end of the last stage in which its option has no effect. What
+is done is not done again: a run that was killed goes on with the same command.
+"""
+
+import os
+import pathlib
+import sys
+from typing import Any
+
+os.environ.setdefault("JAX_PLATFORMS", "cpu")
+sys.path.insert(0, str(pathlib.Path(__file__).parents[1]))
+
+from command import Parser, one_line_errors, read_config
+from proving.jobs import add_flags, run_study
+
+EXAMPLES = """\
+examples:
+  python scripts/presets.py --workdir runs/presets --json results/presets.json
+  python scripts/presets.py --workdir runs/presets --seeds 100 101
+"""
+
+CLEAN = "clean"
+INTER_DENOMINATOR = 640  # the published 4,821 is 6.4 times Market-1501's identities; so is this
+CHANGES = {
+    "learned vectors one token later": ({"prompts.prefix_tokens": 5}, ""),
+    "smoothing over a constant": ({"text.inter_denominator": INTER_DENOMINATOR}, "intra"),
+    "idle parameters decay": ({"optimizer.idle": "decay"}, "intra"),
+    "batch norm in groups of 16": ({"model.bn_group": 16}, "prompts"),
+    "hardest image to centroids, stage 2": ({"icdl.centroid_update": "hard"}, "prompts"),
+    "mean image to centroids, stage 3": ({"inter.update": "mean"}, "intra"),
+    "every image to centroids, stage 3": ({"inter.update": "each"}, "intra"),
+    "no triplets": ({"triplet.enabled": False}, "prompts"),
+}
+"""Options by name of the run, and the node whose state it shares: none, prompts or stage 2."""
+
+
+def main() -> None:
+    """Runs all seeds, several at a time, and writes the figures."""
+    parser = Parser(description=__doc__, epilog=EXAMPLES)
+    add_flags(parser, seeds=range(100, 103))
+    options, overrides = parser.parse_known_args()
+    with one_line_errors():
+        if options.alone is not None:
+            one_seed(options.alone, options.workdir, read_config(options.config, overrides))
+            return
+        jobs = [f"seed{seed}" for seed in options.seeds]
+        print(table(run_study(__file__, jobs, options, overrides, summarize)))
+
+
+def one_seed(job: str, workdir: pathlib.Path, recipe: Any) -> None:
+    """All runs of a seed, whose name is "seed" and its number."""
+    from proving.measures import measures
+    from proving.tree import run_job
+
+    from data_prep.synthetic import SyntheticConfig
+
+    recipe.seed = int(job.removeprefix("seed"))
+    people = SyntheticConfig(seed=recipe.seed, train_ids=recipe.data.synthetic_ids)
+
+    def measure(run) -> dict[str, Any]:
+        return measures(run._extract(run.extract_f, "test"), run.dataset)
+
+    run_job(nodes(recipe), workdir / job, recipe, people, measure)
+
+
+def nodes(recipe: Any) -> list:
+    """All runs, with the beginnings that they share."""
+    from proving.tree import Node
+
+    return [
+        Node("prompts", until=0),
+        Node("intra", "prompts", until=int(recipe.schedule.intra_epochs)),
+        Node(CLEAN, "intra"),
+        *(Node(name, parent, change) for name, (change, parent) in CHANGES.items()),
+    ]
+
+
+def summarize(results: dict[str, dict]) -> dict[str, Any]:
+    """Means over seeds, and paired differences to `clean`.
+
+    Args:
+      results: by job (a seed), node and figure.
+
+    Returns:
+      By run and figure: `runs` and, without `clean`, `differences`, with intervals over seeds.
+    """
+    from proving.paired import mean_interval
+
+    seeds = list(results.values())
+
+    def over_seeds(value) -> dict[str, Any]:
+        return {key: mean_interval([value(seed, key) for seed in seeds]) for key, _ in COLUMNS}
+
+    return {
+        "runs": {name: over_seeds(lambda s, k, n=name: s[n][k]) for name in (CLEAN, *CHANGES)},
+        "differences": {
+            name: over_seeds(lambda s, k, n=name: s[n][k] - s[CLEAN][k]) for name in CHANGES
+        },
+    }
+
+
+COLUMNS = (
+    ("mAP", "mAP"),
+    ("rank1", "rank-1"),
+    ("camera_auc", "camera AUC"),
+    ("same_camera_share", "same-camera share"),
+)
+
+
+def table(summary: dict[str, Any]) -> str:
+    """The figures in Markdown."""
+    from proving.paired import shown
+
+    lines = [
+        f"| minus `{CLEAN}` | {' | '.join(title for _, title in COLUMNS)} |",
+        "|---" * (1 + len(COLUMNS)) + "|",
+        f"| `{CLEAN}` itself | "
+        + " | ".join(shown(summary["runs"][CLEAN][key]) for key, _ in COLUMNS)
+        + " |",
+    ]
+    for name, figures in summary["differences"].items():
+        cells = [shown(figures[key], signed=True) for key, _ in COLUMNS]
+        lines.append(f"| {name} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    main()
