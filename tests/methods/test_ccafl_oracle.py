@@ -5,8 +5,8 @@ everything between the images and the next state is the package's own (`Run._enc
 it calls). The oracle (tests/oracle) computes in NumPy and float64, with gradients by hand; only the
 batches and the draws of instances are handed to it.
 
-In float64 the two agree to eight digits to the end. In float32 rounding grows from step to step, so
-losses are compared for twenty iterations there.
+In float64 the two agree to eight digits to the end, and in float32 to four. A linear encoder lets
+rounding grow little in forty iterations, so no rate had to be lowered: they are the published ones.
 """
 
 import dataclasses
@@ -69,7 +69,7 @@ class People:
         rng = np.random.default_rng(7)
         faces = rng.normal(0, 40, (20, HEIGHT, WIDTH, 3))
         tints = rng.normal(0, 22, (len(self.seen), HEIGHT, WIDTH, 3))
-        counts = [1, 3, 5, 2, 4, 3] * 3  # a single image, and more than a batch takes
+        counts = [1, 3, 5, 2, 4, 3] * 3  # single images, and more than a batch takes
         classes = [(pid, camera) for camera, ids in enumerate(self.seen) for pid in ids]
         pid, camera = np.repeat(classes, counts, axis=0).T
         noise = rng.normal(0, 30, (len(pid), HEIGHT, WIDTH, 3))
@@ -98,6 +98,7 @@ class Case:
     Attributes:
       phases: that the two epochs are in, so that a case says what it crosses.
       text_start, ical_start: instead of the preset's.
+      updates: rules of the centroids and of the clusters.
     """
 
     preset: str
@@ -108,6 +109,7 @@ class Case:
     devices: int = 1
     text_start: int | None = None
     ical_start: int | None = None
+    updates: tuple[str, str] = ("mean", "hard")
 
     @property
     def config(self) -> CCAFLConfig:
@@ -124,6 +126,8 @@ class Case:
             model=dataclasses.replace(config.model, bn_group=self.bn_group),
             sampler=PEOPLE[self.people].sampler,
             schedule=dataclasses.replace(config.schedule, iterations=ITERATIONS, **changes),
+            icdl=dataclasses.replace(config.icdl, centroid_update=self.updates[0]),
+            inter=dataclasses.replace(config.inter, update=self.updates[1]),
             evaluation=EvaluationConfig(batch=64),
         )
 
@@ -131,7 +135,13 @@ class Case:
     def recipe(self) -> oracle_recipes.Recipe:
         borders = {"text_from": self.text_start, "ical_from": self.ical_start}
         changes = {name: border for name, border in borders.items() if border is not None}
-        return dataclasses.replace(PRESETS[self.preset][1], bn_group=self.bn_group, **changes)
+        return dataclasses.replace(
+            PRESETS[self.preset][1],
+            bn_group=self.bn_group,
+            centroid_update=self.updates[0],
+            cluster_update=self.updates[1],
+            **changes,
+        )
 
     def __str__(self) -> str:
         parts = [self.preset, self.people, f"{self.phases[0]}>{self.phases[1]}"]
@@ -180,13 +190,13 @@ def weights(classes: int) -> dict[str, np.ndarray]:
     """
     rng = np.random.default_rng(3)
     drawn = {
-        "stem/kernel": rng.normal(0, 0.02, (3 * HEIGHT * WIDTH, DIM)),
-        "stem/bias": rng.normal(0, 0.02, DIM),
+        "stem/kernel": rng.normal(0, 0.05, (3 * HEIGHT * WIDTH, DIM)),
+        "stem/bias": rng.normal(0, 0.05, DIM),
         "neck/scale": rng.uniform(0.8, 1.2, DIM),
         "attnpool/kernel": rng.normal(0, 0.5, (DIM, EMBED)),
         "attnpool/bias": rng.normal(0, 0.1, EMBED),
-        "neck/mean": rng.normal(0, 0.02, DIM),
-        "neck/var": rng.uniform(0.01, 0.03, DIM),
+        "neck/mean": rng.normal(0, 0.05, DIM),
+        "neck/var": rng.uniform(0.06, 0.18, DIM),
         "classifier": rng.normal(0, 0.1, (classes, DIM)),
         "texts": rng.normal(0, 1, (classes, EMBED)),
     }
@@ -334,7 +344,15 @@ CASES = [
     Case("msmt17", 4, (INTRA, "inter"), bn_group=8),
     Case("msmt17", 39, ("inter", ALL), bn_group=8),
 ]
-PADDED = Case("clean", 4, (INTRA, ALL), text_start=5, ical_start=5, devices=8)
+PADDED = Case(
+    "clean",
+    4,
+    (INTRA, ALL),
+    text_start=5,
+    ical_start=5,
+    devices=8,
+    updates=("hard", "mean"),
+)
 
 
 @pytest.mark.parametrize("case", CASES, ids=str)
@@ -347,18 +365,20 @@ def test_forty_iterations_in_float64_are_those_of_the_specification(case):
     for ours, theirs in zip(found.memories, expected.memories, strict=True):
         assert_tables_agree(ours, theirs, 1e-8)
     assert_tables_agree(found.params, expected.params, 1e-8)
+    assert np.any(found.clusters[0] != found.clusters[1])  # it is no repetition
 
 
 def test_float32_on_eight_devices_with_rows_that_fill_up_the_tables():
-    """Losses for twenty iterations, memories after forty."""
+    """Here centroids take the hardest row and clusters the mean, the other way round."""
     found, given = package_run(PADDED, jnp.float32)
     expected = oracle_run(PADDED, given)
-    np.testing.assert_array_equal(found.clusters, expected.clusters)
-    assert_terms_agree(found.terms[:ITERATIONS], expected.terms[:ITERATIONS], 1e-4)
-    for ours, theirs in zip(found.memories, expected.memories, strict=True):
-        assert_tables_agree(ours, theirs, 1e-4)
     assert len(found.memories[0]["centroids"]) == len(found.params["classifier"]) == 24
     assert len(found.memories[1]["clusters"]) == 16
+    np.testing.assert_array_equal(found.clusters, expected.clusters)
+    assert_terms_agree(found.terms, expected.terms, 1e-4)
+    for ours, theirs in zip(found.memories, expected.memories, strict=True):
+        assert_tables_agree(ours, theirs, 1e-4)
+    assert_tables_agree(found.params, expected.params, 1e-4)
 
 
 @pytest.mark.parametrize("name", PEOPLE)

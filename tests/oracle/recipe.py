@@ -51,7 +51,6 @@ class Recipe:
 
 
 CLEAN = Recipe()
-MARKET_RELEASE = Recipe(smoothing_classes=4821, decay_idle=True)
 DUKE_RELEASE = Recipe(
     rate=1.5,
     w=0.6,
