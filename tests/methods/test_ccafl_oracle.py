@@ -355,7 +355,17 @@ PADDED = Case(
 )
 
 
-@pytest.mark.parametrize("case", CASES, ids=str)
+QUICK = (1, 3, 9)  # one for each border; each case compiles for itself
+
+
+@pytest.mark.parametrize(
+    "case",
+    [
+        pytest.param(case, marks=() if number in QUICK else pytest.mark.ci)
+        for number, case in enumerate(CASES)
+    ],
+    ids=str,
+)
 def test_forty_iterations_in_float64_are_those_of_the_specification(case):
     with jax.enable_x64(True):
         found, given = package_run(case, jnp.float64)
@@ -368,6 +378,7 @@ def test_forty_iterations_in_float64_are_those_of_the_specification(case):
     assert np.any(found.clusters[0] != found.clusters[1])  # it is no repetition
 
 
+@pytest.mark.ci
 def test_float32_on_eight_devices_with_rows_that_fill_up_the_tables():
     """Here centroids take the hardest row and clusters the mean, the other way round."""
     found, given = package_run(PADDED, jnp.float32)
