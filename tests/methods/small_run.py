@@ -9,6 +9,7 @@ from ccafl_jax.data.augment import AugmentConfig
 from ccafl_jax.data.names import Names
 from ccafl_jax.data.records import Records, ReIDDataset
 from ccafl_jax.data.sources import FolderSource
+from ccafl_jax.methods.ccafl.cameras import keep_cameras
 from ccafl_jax.methods.ccafl.config import (
     CCAFLConfig,
     DataConfig,
@@ -130,6 +131,7 @@ def small_run(workdir, config=SMALL, *, vit=False, negative=(), **changes):
     train = pixels(dataset.train)
     train[list(negative)] = 255 - train[list(negative)]
     test = pixels(dataset.query, dataset.gallery)
+    dataset = keep_cameras(dataset, config.data.train_cameras)
     dataset, held_out = split_held_out(dataset, config.data.val_fraction, config.seed)
     return Run(
         config,

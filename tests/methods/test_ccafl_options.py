@@ -11,6 +11,7 @@ import pytest
 
 from ccafl_jax.data.augment import augment
 from ccafl_jax.methods.ccafl import memories, phases, prompts, setup
+from ccafl_jax.methods.ccafl.cameras import keep_cameras
 from ccafl_jax.methods.ccafl.config import STAGES, CCAFLConfig, ModelConfig
 from ccafl_jax.methods.ccafl.holdout import split_held_out
 from ccafl_jax.methods.ccafl.model import image_model
@@ -166,6 +167,10 @@ def held_out(config):
     return [len(dataset.train), 0 if records is None else len(records)]
 
 
+def trained_cameras(config):
+    return np.unique(keep_cameras(small_dataset(), config.data.train_cameras).train.camid)
+
+
 def published(config):
     done = Progress(zero_shot={"mAP": 0.5})
     counts = {"classes": 1, "train_images": 1, "seconds": 1.0}
@@ -222,7 +227,7 @@ ELSEWHERE = {
     "data.synthetic_ids": 30,
     "data.allow_single_identity": True,
     "data.unlabelled": "cluster",
-    "data.unlabelled_cameras": (2,),
+    "data.unlabelled_cameras": ("2",),
     "data.local_clusters": 7,
     "devices": 1,
     "keep_checkpoints": 5,
@@ -264,6 +269,7 @@ OPTIONS = {
     "augment.std": ((0.5, 0.5, 0.5), augmented),
     "reduce": ("mean_cam_mean", intra),
     "data.val_fraction": (0.25, held_out),
+    "data.train_cameras": (("1", "c3"), trained_cameras),
     "published": ("mAP 1", published),
     "published_on": ("msmt17_v1", published_elsewhere),
     "data.height": (64, tower),

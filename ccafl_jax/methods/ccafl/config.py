@@ -12,6 +12,7 @@ from collections.abc import Callable
 from ccafl_jax.data.augment import AugmentConfig
 from ccafl_jax.data.layouts import LAYOUTS
 from ccafl_jax.data.opening import SOURCES
+from ccafl_jax.methods.ccafl.cameras import camera_names
 from ccafl_jax.models.layers import ATTENTION
 from ccafl_jax.options import require, require_choice
 from ccafl_jax.pseudo_labels.agglomerative import number_of_clusters
@@ -46,6 +47,8 @@ class DataConfig:
         labelled them.
       local_clusters: how many clusters a camera gets: a number, or `n//5`, one for every five of
         its images.
+      train_cameras: codes of the cameras to train on, such as 1,2,5; empty means all. Queries and
+        gallery stay whole.
     """
 
     name: str = "market1501"
@@ -59,8 +62,9 @@ class DataConfig:
     allow_single_identity: bool = False
     val_fraction: float = 0.0
     unlabelled: str = "drop"
-    unlabelled_cameras: tuple[int, ...] = ()
+    unlabelled_cameras: tuple[int | str, ...] = ()
     local_clusters: int | str = "n//5"
+    train_cameras: tuple[int | str, ...] = ()
 
     def __post_init__(self):
         require_choice("unlabelled", self.unlabelled, ("drop", "cluster"))
@@ -72,6 +76,8 @@ class DataConfig:
             0 <= self.val_fraction < 1,
             f"val_fraction is {self.val_fraction}, must be at least 0 and below 1",
         )
+        for option in ("train_cameras", "unlabelled_cameras"):
+            object.__setattr__(self, option, camera_names(getattr(self, option)))
 
 
 @dataclasses.dataclass(frozen=True)

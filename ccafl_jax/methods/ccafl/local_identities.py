@@ -18,6 +18,7 @@ import numpy as np
 from ccafl_jax.data.decoded import load_images
 from ccafl_jax.data.records import Records, ReIDDataset
 from ccafl_jax.data.sources import PixelFormat
+from ccafl_jax.methods.ccafl.cameras import UNLABELLED
 from ccafl_jax.methods.ccafl.config import CCAFLConfig
 from ccafl_jax.methods.ccafl.metadata import training_digest
 from ccafl_jax.methods.ccafl.model import image_model
@@ -31,35 +32,9 @@ from ccafl_jax.training.state import split_model
 from ccafl_jax.training.storage import open_path, write_text
 
 FILE = "local_identities.json"
-UNLABELLED = -2  # of `Records.pid`
 FIRST = -3  # made-up identities count down from here: no data set has such a number
 
 log = logging.getLogger("ccafl_jax")
-
-
-def hide_identities(dataset: ReIDDataset, codes: tuple[int, ...]) -> ReIDDataset:
-    """The data set as if nobody had labelled the training images of some cameras.
-
-    Args:
-      dataset: as read.
-      codes: of the cameras, as the data set writes them.
-
-    Raises:
-      ValueError: a camera that the data set does not have.
-    """
-    if not codes:
-        return dataset
-    known = tuple(dataset.camera_codes)
-    strange = [code for code in codes if code not in known]
-    if strange:
-        raise ValueError(
-            f"data.unlabelled_cameras names camera {strange[0]}; {dataset.root} has "
-            f"{', '.join(map(str, known))}"
-        )
-    train = dataset.train
-    hidden = np.isin(train.camid, [known.index(code) for code in codes])
-    pid = np.where(hidden, UNLABELLED, train.pid).astype(train.pid.dtype)
-    return dataclasses.replace(dataset, train=dataclasses.replace(train, pid=pid))
 
 
 def with_local_identities(

@@ -15,9 +15,10 @@ from ccafl_jax.data.labels import check_cameras
 from ccafl_jax.data.layouts import require_images
 from ccafl_jax.data.opening import open_dataset
 from ccafl_jax.data.records import ReIDDataset
+from ccafl_jax.methods.ccafl.cameras import hide_identities, keep_cameras
 from ccafl_jax.methods.ccafl.config import CCAFLConfig, DataConfig, ModelConfig
 from ccafl_jax.methods.ccafl.holdout import split_held_out
-from ccafl_jax.methods.ccafl.local_identities import hide_identities, with_local_identities
+from ccafl_jax.methods.ccafl.local_identities import with_local_identities
 from ccafl_jax.methods.ccafl.run import Images, Run
 from ccafl_jax.models.clip import CLIP, Tokenizer, ViTConfig, load_clip
 from ccafl_jax.models.hub import local_directory
@@ -78,6 +79,7 @@ def open_training_set(config: DataConfig, root: str | os.PathLike) -> ReIDDatase
             raise ValueError(f"{dataset.root} has no images {use}: its {split} set is empty")
     for text in dataset.report["warnings"]:
         log.warning("%s: %s", dataset.root, text)
+    dataset = keep_cameras(dataset, config.train_cameras)
     dataset = hide_identities(dataset, config.unlabelled_cameras)
     labelled = dataset.train.pid >= 0
     if config.unlabelled == "drop" and not np.all(labelled):
