@@ -14,7 +14,8 @@ def open_path(path: str | os.PathLike) -> "epath.Path":
     """The absolute path of a file or folder, with the methods of `pathlib.Path`."""
     from etils import epath
 
-    return epath.Path(path).absolute()
+    found = epath.Path(path)
+    return found.absolute() if is_local(path) else found  # etils takes gs: for a folder here
 
 
 def is_local(path: str | os.PathLike) -> bool:

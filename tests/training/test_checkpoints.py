@@ -477,3 +477,9 @@ def test_digest_sees_every_name_type_shape_and_bit():
         arrays | {"c": np.zeros(0)},
     ]
     assert len({digest(x) for x in [arrays, *others]}) == 6
+
+
+def test_an_address_in_a_store_is_no_folder_here(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert str(open_path(open_path("gs://bucket/run") / "c")) == "gs://bucket/run/c"
+    assert str(open_path("run")) == str(tmp_path / "run")
