@@ -213,6 +213,7 @@ def camera_adversary(
     *,
     s: float = 16.0,
     strength: float = 1.0,
+    class_valid: jax.Array | None = None,
 ) -> jax.Array:
     """Classification of the camera by a frozen cosine classifier, with its gradient reversed.
 
@@ -223,6 +224,7 @@ def camera_adversary(
       valid: bool[batch]; None for all.
       s: scale of the cosines.
       strength: the gradient that reaches f is -strength times that of the classification.
+      class_valid: bool[cameras], rows of the head in use; None for all.
 
     Returns:
       Scalar: the cross-entropy, mean over valid rows; it rises as cameras are forgotten.
@@ -232,7 +234,8 @@ def camera_adversary(
     f = reverse_gradient(f, strength)
     logits = s * cosine_logits(f, jax.lax.stop_gradient(head))
     own = one_hot_mask(camera, head.shape[0])
-    loss = masked_cross_entropy(logits, own, jnp.ones(logits.shape, bool))
+    used = jnp.ones(head.shape[0], bool) if class_valid is None else class_valid
+    loss = masked_cross_entropy(logits, own, jnp.broadcast_to(used, logits.shape))
     return masked_mean(loss, jnp.ones(camera.shape, bool) if valid is None else valid)
 
 

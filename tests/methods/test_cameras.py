@@ -4,13 +4,15 @@ import dataclasses
 import importlib
 import pathlib
 import sys
+import types
 
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from ccafl_jax.methods.ccafl import setup
+from ccafl_jax.methods.ccafl import phases, setup
 from ccafl_jax.methods.ccafl.cameras import camera_names, keep_cameras
-from ccafl_jax.methods.ccafl.config import CCAFLConfig, DataConfig
+from ccafl_jax.methods.ccafl.config import CameraHeadConfig, CCAFLConfig, DataConfig
 from ccafl_jax.options import from_mapping
 from ccafl_jax.pseudo_labels.associations import ASSOCIATIONS
 from tests.methods.small_run import SMALL, small_dataset, small_run
@@ -75,6 +77,35 @@ def test_the_training_set_is_opened_without_the_others(monkeypatch):
     one = dataclasses.replace(SOME, train_cameras=("2",))
     with pytest.raises(ValueError, match="from one camera"):  # the check sees what is left
         setup.check_training_cameras(setup.open_training_set(one, "ROOT"), one)
+
+
+def test_a_camera_in_the_middle_that_is_left_out_stays_out_of_the_camera_head():
+    """Its row of the classifier of cameras is 0, takes no step and no share of the softmax."""
+    rng = np.random.default_rng(0)
+    f, head = (rng.normal(size=(n, 4)).astype(np.float32) for n in (8, 2))
+    f /= np.linalg.norm(f, axis=1, keepdims=True)
+    found = []
+    for cameras in ((0, 1), (0, 2)):
+        camera = np.repeat(cameras, 4)
+        table = np.zeros((max(cameras) + 1, 4), np.float32)
+        table[list(cameras)] = head
+        config = dataclasses.replace(SMALL, camera_head=CameraHeadConfig(weight=1.0))
+        phase = phases.Phase("inter", text=False, camera_head=True)
+        context = types.SimpleNamespace(
+            cam_of=jnp.asarray(camera),
+            cluster_of=jnp.asarray([0, 1, 2, 3] * 2),
+            cluster_valid=jnp.ones(4, bool),
+        )
+        memory = {"clusters": jnp.asarray(f[:4]), "camera_head": jnp.asarray(table)}
+        labels = jnp.arange(8)
+        state = types.SimpleNamespace(memory=memory)
+        terms = phases._losses(phase, config, state, context, f, f, labels, None)
+        banks = phases._update_memory(phase, config, memory, context, f, labels, True)
+        found.append((terms["camera_head"], banks["camera_head"][np.asarray(cameras)]))
+        assert not np.any(np.delete(banks["camera_head"], cameras, axis=0))
+    for one, other in zip(*found, strict=True):
+        np.testing.assert_allclose(one, other, rtol=1e-6)
+    assert np.any(found[0][1] != head)
 
 
 @pytest.mark.parametrize("method", sorted(ASSOCIATIONS))

@@ -360,8 +360,14 @@ def _inter_losses(phase, config, memory, context, f, g, labels, classifier):
             memory["camera_head"],
             s=config.camera_head.scale,
             strength=config.camera_head.weight,
+            class_valid=_trained_cameras(memory["camera_head"]),
         )
     return terms
+
+
+def _trained_cameras(head: jax.Array) -> jax.Array:
+    """bool[cameras]: rows of cameras with training images; those of others begin, and stay, 0."""
+    return jnp.any(head != 0, axis=1)
 
 
 def _update_memory(phase, config, memory, context, f, labels, finite):
@@ -384,7 +390,12 @@ def _update_memory(phase, config, memory, context, f, labels, finite):
     if phase.camera_head:
         head, options = memory["camera_head"], config.camera_head
         slope = jax.grad(losses.gid, argnums=2)(
-            f, context.cam_of[labels], head, valid, s=options.scale
+            f,
+            context.cam_of[labels],
+            head,
+            valid,
+            s=options.scale,
+            class_valid=_trained_cameras(head),
         )
         banks["camera_head"] = head - options.lr * slope
     return banks
