@@ -145,6 +145,7 @@ def run(arguments: argparse.Namespace, overrides: list[str]) -> None:
     finished = from_first((arguments.workdir / "summary.json").exists)
     if arguments.overwrite or (arguments.rerun and finished):
         # Only now that the new run can start, and before any process looks for checkpoints.
+        training.take_over()
         from_first(lambda: remove_run(arguments.workdir))
     how = ("--resume", "--rerun", "--overwrite")
     kept = [word for word in sys.argv if word not in how]

@@ -36,9 +36,10 @@ def summary_rows(summary: Mapping) -> list[tuple[str, Mapping[str, Any]]]:
     rows = []
     zero_shot = summary.get("zero_shot")
     if zero_shot:
-        rows.append(("zero-shot f", zero_shot))
+        start = "as loaded" if summary.get("init_from") else "zero-shot"
+        rows.append((f"{start} f", zero_shot))
         if "g" in zero_shot:
-            rows.append(("zero-shot g", zero_shot["g"]))
+            rows.append((f"{start} g", zero_shot["g"]))
     names = {"intra": "after stage 2 (intra)", "inter": "after stage 3 (inter)"}
     rows += [(names[s["name"]], s) for s in summary["stages"] if s["name"] in names]
     return rows

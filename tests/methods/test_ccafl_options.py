@@ -233,6 +233,7 @@ ELSEWHERE = {
     "keep_checkpoints": 5,
     "keep_best": "test",
     "skip_nonfinite": 3,
+    "init_from": "runs/earlier",
     "input.kind": "streaming",
     "input.share": 0.1,
     "scale.shard_classes": True,

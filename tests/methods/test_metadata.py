@@ -17,6 +17,7 @@ from ccafl_jax.methods.ccafl.metadata import (
     FREE_OPTIONS,
     check_resumable,
     class_digest,
+    class_names,
     describe_run,
     training_digest,
 )
@@ -45,6 +46,7 @@ def described(config=CONFIG, *, pid=PID, root="", workdir="/w"):
         classes=labels.num_classes,
         training_set=training_digest(train),
         class_table=class_digest(labels),
+        class_names=class_names(labels, (1, 2)),
     )
     return json.loads(json.dumps(found))
 
@@ -162,6 +164,18 @@ def test_the_class_table_sees_images_cameras_and_identities():
         for name in ("label", "cam_of", "pid_of")
     ]
     assert len({class_digest(x) for x in [labels, *others]}) == 4
+
+
+def test_classes_are_named_by_camera_code_and_identity():
+    names = class_names(intra_camera_labels(PID, CAMID), (3, 7))
+    assert names == {"camera": [3, 3, 3, 7, 7, 7], "identity": [1, 2, 3, 1, 2, 3]}
+    assert described()["class_names"]["camera"] == [1, 1, 1, 2, 2, 2]
+
+
+def test_a_checkpoint_without_names_of_classes_is_resumed():
+    stored = described()
+    del stored["class_names"]  # as older versions wrote them
+    check_resumable(stored, described(), "/w")
 
 
 def test_the_code_is_that_of_every_file(tmp_path, monkeypatch):

@@ -464,6 +464,10 @@ class CCAFLConfig:
         or on `test`, whose figures are then no longer those of an unseen set; "" keeps none.
       skip_nonfinite: steps with a loss or gradient that is NaN or infinite to pass over before the
         run stops.
+      init_from: folder of a CCAFL run, or its checkpoints folder, whose newest model this one
+        starts from in place of CLIP's (docs/ccafl.md): image tower and heads, and by the name of
+        the class prompts and rows of the classifier. Optimisers start anew. A resumed run does
+        not read it again.
       published: figures of the paper, copied into the summary beside ours.
       published_on: the data set (`data.name`) they were measured on; beside any other they are
         left out.
@@ -476,6 +480,7 @@ class CCAFLConfig:
     keep_checkpoints: int = 2
     keep_best: str = ""
     skip_nonfinite: int = 0
+    init_from: str = ""
     published: str = ""
     published_on: str = ""
     scale: ScaleConfig = ScaleConfig()

@@ -6,6 +6,7 @@ import json
 import logging
 import os
 import pathlib
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
@@ -51,6 +52,7 @@ def describe_run(
     classes: int,
     training_set: str,
     class_table: str,
+    class_names: Mapping[str, Sequence],
 ) -> dict:
     """What stays the same in all checkpoints of a run, as JSON values.
 
@@ -62,6 +64,7 @@ def describe_run(
       classes: (camera, identity) classes of the training set.
       training_set: from :func:`training_digest`.
       class_table: from :func:`class_digest`.
+      class_names: from :func:`class_names`, for runs that start from this one.
     """
     data, augment = config.data, config.augment
     preprocess = Preprocess(data.height, data.width, augment.mean, augment.std)
@@ -71,6 +74,7 @@ def describe_run(
         "classes": classes,
         "training_set": training_set,
         "class_table": class_table,
+        "class_names": class_names,
         "code": code_fingerprint(),
         "libraries": library_versions(),
         "data_root": _relative(dataset.root, workdir),
@@ -122,12 +126,12 @@ def check_resumable(
             "classes: point data.root at the set it was trained on"
         )
     for key in ("model", "preprocess"):
-        if found := _differences(stored[key], run[key], f"{key}."):
+        if found := differences(stored[key], run[key], f"{key}."):
             raise ValueError(
                 f"{workdir} was started with other options: {found[0]}; resume with those"
             )
     _check_same_results(stored, run, workdir, allow_changes)
-    if found := _differences(stored.get("libraries", {}), run["libraries"]):
+    if found := differences(stored.get("libraries", {}), run["libraries"]):
         log.warning("%s was started with other libraries: %s", workdir, _first(found))
 
 
@@ -137,10 +141,10 @@ def _check_same_results(
     free = tuple(f"{name}{end}" for name in FREE_OPTIONS for end in (" ", "."))
     options = [
         difference
-        for difference in _differences(stored["config"], run["config"])
+        for difference in differences(stored["config"], run["config"])
         if not difference.startswith(free)
     ]
-    code = _differences(stored.get("code", {}), run["code"], "ccafl_jax/")
+    code = differences(stored.get("code", {}), run["code"], "ccafl_jax/")
     if not options + code:
         return
     what = " and ".join(["other options"] * bool(options) + ["other code"] * bool(code))
@@ -156,6 +160,22 @@ def _check_same_results(
 def class_digest(labels: IntraCameraLabels) -> str:
     """A hash of the table of classes: which images each has, its camera and its identity."""
     return digest(dataclasses.asdict(labels))
+
+
+def class_names(labels: IntraCameraLabels, camera_codes: Sequence[int]) -> dict[str, list[int]]:
+    """What the classes are called, whatever their numbers are in a run: camera code and identity.
+
+    Args:
+      labels: of the training set.
+      camera_codes: by camera.
+
+    Returns:
+      "camera" and "identity" of every class.
+    """
+    return {
+        "camera": [camera_codes[camera] for camera in labels.cam_of],
+        "identity": labels.pid_of.tolist(),
+    }
 
 
 def training_digest(train: Records) -> str:
@@ -175,13 +195,19 @@ def _relative(root: str, workdir: str | os.PathLike) -> str:
     return str(path.relative_to(workdir)) if path.is_relative_to(workdir) else root
 
 
-def _differences(stored: dict, asked: dict, prefix: str = "") -> list[str]:
-    """The entries in which two nested dictionaries differ, in words."""
+def differences(stored: dict, asked: dict, prefix: str = "") -> list[str]:
+    """The entries in which two nested dictionaries differ, in words.
+
+    Args:
+      stored: "there" in the words.
+      asked: "here" in the words.
+      prefix: before the names of the entries.
+    """
     found = []
     for key in sorted(stored.keys() | asked.keys()):
         left, right = stored.get(key, _NOTHING), asked.get(key, _NOTHING)
         if isinstance(left, dict) and isinstance(right, dict):
-            found += _differences(left, right, f"{prefix}{key}.")
+            found += differences(left, right, f"{prefix}{key}.")
         elif left != right:
             found.append(f"{prefix}{key} is {left} there and {right} here")
     return found

@@ -19,7 +19,7 @@ class Progress:
 
     Attributes:
       prompt_epochs, encoder_epochs: epochs done of stage 1, and of stages 2 and 3 together.
-      zero_shot: figures of the encoder as it came.
+      zero_shot: figures of the encoder as it came, from CLIP or an earlier run.
       stages: one entry a finished stage, as in the summary.
       clusters: int32[classes], the pseudo identities in force.
       gid_accuracy: batch accuracy of the global classifier in the last epoch.
@@ -117,6 +117,7 @@ def summarize(
         "dataset": dataset,
         "classes": classes,
         "train_images": train_images,
+        "init_from": config.init_from,
     }
 
 
@@ -148,6 +149,15 @@ def pack(
     if memory:
         tree["memory"] = state.memory
     return tree if class_text is None else tree | {"class_text": class_text}
+
+
+def tables_by_class(tree: dict[str, Any]) -> tuple[np.ndarray, np.ndarray]:
+    """The learned vectors and the classifier of a packed run, a row for each class.
+
+    Args:
+      tree: as `pack` makes it; the classifier may have more rows, which fill it up.
+    """
+    return tree["prompts"][".prompts"], tree["classifier"]
 
 
 def unpack(

@@ -23,14 +23,15 @@ import numpy as np
 from tqdm import tqdm
 
 from ccafl_jax.data.decoded import load_images
-from ccafl_jax.data.labels import intra_camera_labels
+from ccafl_jax.data.labels import IntraCameraLabels, intra_camera_labels
 from ccafl_jax.data.records import Records, ReIDDataset
 from ccafl_jax.data.sources import PixelFormat
-from ccafl_jax.methods.ccafl import holdout, memories, prompts
+from ccafl_jax.methods.ccafl import holdout, init_from, memories, prompts
 from ccafl_jax.methods.ccafl.config import CCAFLConfig
 from ccafl_jax.methods.ccafl.metadata import (
     check_resumable,
     class_digest,
+    class_names,
     describe_checkpoint,
     describe_run,
     training_digest,
@@ -139,6 +140,7 @@ class Run:
         self.progress = Progress()
         self.traces: list[str] = []
         self.loop = Loop()
+        self._taken_over = False
 
     def _input(self, images: Records | np.ndarray, kind: str) -> ImageInput:
         config = self.config
@@ -243,6 +245,8 @@ class Run:
                 f"{self.workdir} already holds checkpoints: continue with --resume, start anew "
                 "with --overwrite, or choose another --workdir"
             )
+        if not newest:
+            self.take_over()
         if {"intra", "inter"} & set(self.config.stages):
             self._check_texts()
         self.loop = loop or Loop()
@@ -270,17 +274,37 @@ class Run:
                 self.loop.profile.close()
             self.log.close()
 
+    def take_over(self) -> None:
+        """Takes from `init_from` what it has; `train` sees to it where nothing is resumed.
+
+        Raises:
+          FileNotFoundError, ValueError: there is no model, or none that fits.
+        """
+        if not self.config.init_from or self._taken_over:
+            return
+        state, prompt_state = init_from.take_over(
+            init_from.read_earlier(self.config.init_from, workdir=self.workdir),
+            self._description(),
+            self.state,
+            self.prompt_state,
+            held_out=self._held_out_names(),
+        )
+        self.state = self._laid_out(state)
+        self.prompt_state = replicate(prompt_state, self.mesh)
+        self._taken_over = True
+
     # Stage 0: the encoder as it came.
 
     def _zero_shot(self) -> None:
-        if self.config.model.calibrate_neck:
+        if self.config.model.calibrate_neck and not self.config.init_from:
             self._calibrate_neck()
         result = self.evaluate()
         result["g"] = self._score(self._extract(self.extract_g, "test"))
         self.progress.zero_shot = result
         for head in ("f", "g"):
             values = result if head == "f" else result["g"]
-            log.info("zero-shot %s: %s", head, format_line(_headline(values)))
+            start = "as loaded" if self.config.init_from else "zero-shot"
+            log.info("%s %s: %s", start, head, format_line(_headline(values)))
 
     def _calibrate_neck(self) -> None:
         """Sets the neck's running statistics to those of the training images."""
@@ -379,7 +403,10 @@ class Run:
         stop = schedule.epochs if "inter" in self.config.stages else border
         start = self.progress.encoder_epochs
         if "intra" not in self.config.stages and start < border:
-            log.warning("stage 2 was not trained in this run folder; stage 3 starts from CLIP")
+            log.warning(
+                "stage 2 was not trained in this run folder; stage 3 starts from %s",
+                self.config.init_from or "CLIP",
+            )
             start = self.progress.encoder_epochs = border
         if start >= stop:
             return
@@ -577,6 +604,15 @@ class Run:
     def _training_set(self) -> str:
         return training_digest(self.dataset.train)  # walks over all images, so once a run
 
+    def _names(self, labels: IntraCameraLabels) -> dict[str, list[int]]:
+        return class_names(labels, self.dataset.camera_codes)
+
+    def _held_out_names(self) -> list[init_from.Name]:
+        if self.held_out is None:
+            return []
+        labels = intra_camera_labels(self.held_out.pid, self.held_out.camid)
+        return init_from.names_of({"class_names": self._names(labels)})
+
     def _description(self) -> dict:
         return describe_run(
             self.asked,
@@ -586,6 +622,7 @@ class Run:
             classes=self.num_classes,
             training_set=self._training_set,
             class_table=self._class_table,
+            class_names=self._names(self.labels),
         )
 
     def _restore(self, checkpoints: Checkpoints, *, allow_changes: bool) -> None:
