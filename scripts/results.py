@@ -15,6 +15,7 @@ STUDIES = {
     "overlap": "overlap",
     "presets": "presets",
     "rehearsal": "rehearse",
+    "growth": "growth",
 }
 """The script of each study, whose `table` shows what it left in results/."""
 EXAMPLES = """\

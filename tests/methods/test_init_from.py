@@ -115,6 +115,13 @@ def both(cameras, people):
     return [(camera, pid) for camera in cameras for pid in people]
 
 
+def test_made_up_identities_have_no_name():
+    names = {"class_names": {"camera": [1, 1, 2, 2], "identity": [5, -3, -3, 5]}}
+    found = init_from.names_of(names)
+    assert found == [(1, 5), None, None, (2, 5)]
+    assert init_from.shared_rows(found, found).tolist() == [[0, 3], [0, 3]]
+
+
 def test_classes_that_are_gone_are_counted(earlier, tmp_path, caplog):
     data = dataclasses.replace(SOME, train_cameras=("2", "3"))
     with caplog.at_level("INFO", logger="ccafl_jax"):

@@ -156,23 +156,32 @@ def take_over(
         earlier.meta["classes"] - known,
         cameras_known,
     )
-    _warn(earlier, run, set(held_out) & set(there))
+    _warn(earlier, run, (set(held_out) & set(there)) - {None})
     return state, prompt_state
 
 
-def names_of(description: Mapping[str, Any]) -> list[Name]:
+def names_of(description: Mapping[str, Any]) -> list[Name | None]:
     """The camera code and identity of every class of a run, in its order.
+
+    A class whose identity was made up (`local_identities`) has no name: in another run the same
+    number may be another person.
 
     Args:
       description: with the key "class_names", from `metadata.class_names`.
     """
     names = description["class_names"]
-    return list(zip(names["camera"], names["identity"], strict=True))
+    return [
+        (camera, identity) if identity >= 0 else None
+        for camera, identity in zip(names["camera"], names["identity"], strict=True)
+    ]
 
 
 def shared_rows(here: Sequence[Hashable], there: Sequence[Hashable]) -> np.ndarray:
-    """Where two tables have the same names: int[2, k], rows of the first and of the second."""
-    row_of = {name: row for row, name in enumerate(there)}
+    """Where two tables have the same names: int[2, k], rows of the first and of the second.
+
+    Rows whose name is None have no counterpart.
+    """
+    row_of = {name: row for row, name in enumerate(there) if name is not None}
     pairs = [(row, row_of[name]) for row, name in enumerate(here) if name in row_of]
     return np.asarray(pairs, np.int64).reshape(-1, 2).T
 
@@ -253,7 +262,7 @@ def _check_model(earlier: Earlier, run: Mapping[str, Any]) -> None:
         raise ValueError(f"init_from {earlier.where}: {found[0]}; {_CURE}")
 
 
-def _known_names(earlier: Earlier, run: Mapping[str, Any]) -> list[Name]:
+def _known_names(earlier: Earlier, run: Mapping[str, Any]) -> list[Name | None]:
     """Names of the classes of the earlier run; none where it does not tell."""
     if "class_names" in earlier.meta:
         return names_of(earlier.meta)
