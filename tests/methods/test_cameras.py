@@ -79,6 +79,7 @@ def test_the_training_set_is_opened_without_the_others(monkeypatch):
         setup.check_training_cameras(setup.open_training_set(one, "ROOT"), one)
 
 
+@pytest.mark.ci
 def test_a_camera_in_the_middle_that_is_left_out_stays_out_of_the_camera_head():
     """Its row of the classifier of cameras is 0, takes no step and no share of the softmax."""
     rng = np.random.default_rng(0)

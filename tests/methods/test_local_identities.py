@@ -72,6 +72,7 @@ def test_clusters_stand_in_for_identities_of_their_camera(root, tmp_path, monkey
         )
 
 
+@pytest.mark.ci
 def test_clusters_find_people_inside_a_camera(root, tmp_path):
     """Better than chance, and no cluster holds images of two cameras."""
     codes = prepared(root, tmp_path / "whole").dataset.camera_codes

@@ -230,6 +230,7 @@ def test_the_memory_of_the_smallest_device_decides(decoded, monkeypatch, caplog)
     assert choose_input(decoded, PIXELS, two, share=0.25) == "streaming"
     assert choose_input(decoded, PIXELS, two, share=0.25, kind="resident") == "resident"
     large = Accelerators(10**12)
+    caplog.clear()
     with caplog.at_level(logging.INFO, "ccafl_jax"):
         assert choose_input(decoded, PIXELS, large, kind="streaming") == "streaming"
     assert caplog.messages == [
