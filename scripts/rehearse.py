@@ -58,7 +58,8 @@ def main() -> None:
         if options.json:
             from ccafl_jax.files import write_json
 
-            write_json(options.json, figures)
+            command = ["python", "scripts/rehearse.py", "--names", options.names.name, *overrides]
+            write_json(options.json, {"command": command, **figures})
         print(table(figures))
 
 

@@ -4,7 +4,10 @@ import argparse
 import importlib
 import json
 import pathlib
+import re
+import shlex
 import sys
+from typing import Any
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT), str(ROOT / "scripts")]
@@ -54,9 +57,18 @@ def with_results(page: str, results: pathlib.Path) -> str:
     for study, script in STUDIES.items():
         file = results / f"{study}.json"
         if file.is_file():
-            table = importlib.import_module(script).table(json.loads(file.read_text()))
-            page = with_table(page, study, table)
+            found = json.loads(file.read_text())
+            table = importlib.import_module(script).table(found)
+            page = with_table(page, study, f"{origin(found)}\n\n{table}")
     return page
+
+
+def origin(found: dict[str, Any]) -> str:
+    """A line on the command of a study, and on the seeds that went into it."""
+    jobs = found.get("jobs", ())
+    seeds = sorted({int(number) for job in jobs for number in re.findall(r"seed(\d+)", job)})
+    shown = f", seeds {', '.join(map(str, seeds))}" if seeds else ""
+    return f"`{shlex.join(found['command'])}`{shown}."
 
 
 if __name__ == "__main__":

@@ -25,7 +25,7 @@ def add_flags(parser: argparse.ArgumentParser, *, seeds: Sequence[int]) -> None:
     add("--config", default="configs/ccafl_demo.py:ablation", help="the recipe")
     add("--seeds", type=int, nargs="+", default=list(seeds), help="of people and cameras")
     add("--processes", type=int, default=0, help="jobs at a time (0: one a core)")
-    add("--json", type=user_path, help="where to write the figures")
+    add("--json", type=user_path, help="where to write the figures; jobs in it are not run again")
     add("--alone", help=argparse.SUPPRESS)
 
 
@@ -38,16 +38,29 @@ def run_study(
 ) -> dict[str, Any]:
     """Runs all jobs, and writes their figures and what `summarize` makes of them to `--json`.
 
+    Jobs whose figures that file already holds, from the same command, are not run again.
+
     Returns:
       The summary.
     """
     words = ["--config", options.config, *overrides]
-    results = run_jobs(script, jobs, options.workdir, words, processes=options.processes)
-    summary = summarize(results)
+    command = ["python", f"scripts/{pathlib.Path(script).name}", *words]
+    results = known_results(options.json, command)
+    missing = [job for job in jobs if job not in results]
+    results |= run_jobs(script, missing, options.workdir, words, processes=options.processes)
+    summary = summarize({job: results[job] for job in jobs})
     if options.json:
-        command = ["python", f"scripts/{pathlib.Path(script).name}", *words]
-        write_json(options.json, {"command": command, **summary, "results": results})
+        about = {"command": command, "jobs": list(jobs)}
+        write_json(options.json, {**about, **summary, "results": results})
     return summary
+
+
+def known_results(path: pathlib.Path | None, command: Sequence[str]) -> dict[str, Any]:
+    """Figures by job that a file holds of the same command; none where there is no such file."""
+    if path is None or not path.is_file():
+        return {}
+    found = json.loads(path.read_text())
+    return found["results"] if found["command"] == list(command) else {}
 
 
 def run_jobs(

@@ -121,6 +121,31 @@ def test_intervals_are_students(scripts):
     )
 
 
+def test_figures_that_are_there_are_not_made_again(scripts, tmp_path, monkeypatch):
+    jobs = scripts("proving.jobs")
+    ran = []
+
+    def run_jobs(script, names, workdir, words, *, processes):
+        ran.append(list(names))
+        return {name: {"value": len(ran)} for name in names}
+
+    def study(names, *overrides):
+        options = types.SimpleNamespace(
+            json=tmp_path / "r.json", config="c.py", workdir=tmp_path, processes=1
+        )
+        return jobs.run_study("scripts/s.py", names, options, overrides, lambda found: dict(found))
+
+    monkeypatch.setattr(jobs, "run_jobs", run_jobs)
+    assert study(["seed1"]) == {"seed1": {"value": 1}}
+    assert study(["seed1", "seed2"]) == {"seed1": {"value": 1}, "seed2": {"value": 2}}
+    assert study(["seed1"]) == {"seed1": {"value": 1}}
+    assert json.loads((tmp_path / "r.json").read_text())["results"].keys() == {"seed1", "seed2"}
+    assert study(["seed1"], "--config.x=1") == {"seed1": {"value": 4}}  # another command
+    assert ran == [["seed1"], ["seed2"], [], ["seed1"]]
+    written = json.loads((tmp_path / "r.json").read_text())
+    assert written["command"] == ["python", "scripts/s.py", "--config", "c.py", "--config.x=1"]
+
+
 @pytest.mark.ci
 def test_a_run_from_shared_beginnings_is_the_whole_run(scripts, tmp_path):
     """And what is done is not done again."""

@@ -25,6 +25,8 @@ def test_a_changed_figure_changes_the_page(results, tmp_path):
     interval = {"mean": 0.123, "low": 0.1, "high": 0.2}
     figures = {key: interval for key, _ in presets.COLUMNS}
     summary = {
+        "command": ["python", "scripts/presets.py", "--config", "configs/a.py:b c"],
+        "jobs": ["overlap0.5_seed101", "seed100"],
         "runs": {name: figures for name in (presets.CLEAN, *presets.CHANGES)},
         "differences": {name: figures for name in presets.CHANGES},
     }
@@ -32,4 +34,5 @@ def test_a_changed_figure_changes_the_page(results, tmp_path):
     page = "before\n<!-- presets table -->\nold\n<!-- end of presets table -->\nafter\n"
     made = results.with_results(page, tmp_path)
     assert "| no triplets | +12.3 (10.0 to 20.0) |" in made and "old" not in made
+    assert "`python scripts/presets.py --config 'configs/a.py:b c'`, seeds 100, 101." in made
     assert made.startswith("before\n") and made.endswith("\nafter\n")
