@@ -21,8 +21,7 @@ from typing import Any
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 sys.path.insert(0, str(pathlib.Path(__file__).parents[1]))
 
-from command import Parser, one_line_errors, read_config
-from proving.jobs import add_flags, run_study
+from proving.jobs import people_of, seed_study
 
 EXAMPLES = """\
 examples:
@@ -51,16 +50,15 @@ CONTROLS = (
 
 def main() -> None:
     """Runs all seeds, several at a time, and writes the figures."""
-    parser = Parser(description=__doc__, epilog=EXAMPLES)
-    add_flags(parser, seeds=range(100, 106))
-    options, overrides = parser.parse_known_args()
-    with one_line_errors():
-        if options.alone is not None:
-            one_seed(options.alone, options.workdir, read_config(options.config, overrides))
-            return
-        jobs = [f"seed{seed}" for seed in options.seeds]
-        summary = run_study(__file__, jobs, options, overrides, summarize)
-        print(table(summary))
+    seed_study(
+        __file__,
+        __doc__,
+        EXAMPLES,
+        seeds=range(100, 106),
+        one_seed=one_seed,
+        summarize=summarize,
+        table=table,
+    )
 
 
 def one_seed(job: str, workdir: pathlib.Path, recipe: Any) -> None:
@@ -68,10 +66,7 @@ def one_seed(job: str, workdir: pathlib.Path, recipe: Any) -> None:
     from proving.measures import measures
     from proving.tree import run_job
 
-    from data_prep.synthetic import SyntheticConfig
-
-    recipe.seed = int(job.removeprefix("seed"))
-    people = SyntheticConfig(seed=recipe.seed, train_ids=recipe.data.synthetic_ids)
+    people = people_of(job, recipe)
 
     def measure(run) -> dict[str, Any]:
         return measures(run._extract(run.extract_f, "test"), run.dataset)

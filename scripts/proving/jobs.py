@@ -10,7 +10,7 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from command import user_path
+from command import Parser, one_line_errors, read_config, user_path
 
 from ccafl_jax.files import write_json
 
@@ -27,6 +27,53 @@ def add_flags(parser: argparse.ArgumentParser, *, seeds: Sequence[int]) -> None:
     add("--processes", type=int, default=0, help="jobs at a time (0: one a core)")
     add("--json", type=user_path, help="where to write the figures; jobs in it are not run again")
     add("--alone", help=argparse.SUPPRESS)
+
+
+def seed_study(
+    script: str,
+    description: str,
+    examples: str,
+    *,
+    seeds: Sequence[int],
+    one_seed: Callable[[str, pathlib.Path, Any], None],
+    summarize: Callable[[dict[str, Any]], dict[str, Any]],
+    table: Callable[[dict[str, Any]], str],
+) -> None:
+    """The command of a study whose jobs are seeds: runs them all, or the one it is told to.
+
+    Args:
+      script: path of the study.
+      description: of `--help`.
+      examples: likewise.
+      seeds: of people and cameras, unless told otherwise.
+      one_seed: (job, folder of the study, recipe) -> None; runs a job, whose name is "seed" and its
+        number.
+      summarize: see `run_study`.
+      table: of the summary, in Markdown.
+    """
+    parser = Parser(description=description, epilog=examples)
+    add_flags(parser, seeds=seeds)
+    options, overrides = parser.parse_known_args()
+    with one_line_errors():
+        if options.alone is not None:
+            one_seed(options.alone, options.workdir, read_config(options.config, overrides))
+            return
+        jobs = [f"seed{seed}" for seed in options.seeds]
+        print(table(run_study(script, jobs, options, overrides, summarize)))
+
+
+def people_of(job: str, recipe: Any, **settings: Any) -> Any:
+    """The people of a job that is a seed, which its recipe takes as well.
+
+    Args:
+      job: "seed" and its number.
+      recipe: options, whose seed is set.
+      settings: of `SyntheticConfig`, beside seed and number of training identities.
+    """
+    from data_prep.synthetic import SyntheticConfig
+
+    recipe.seed = int(job.removeprefix("seed"))
+    return SyntheticConfig(seed=recipe.seed, train_ids=recipe.data.synthetic_ids, **settings)
 
 
 def run_study(
