@@ -57,12 +57,17 @@ def icdl(
     to_centroid = einsum("bd,nd->bn", f, jax.lax.stop_gradient(cent)) / tau
     centroid_term = weighted_sum(masked_cross_entropy(to_centroid, own, same), weight)
 
-    used = jnp.ones(inst.shape[:2], bool) if instance_valid is None else instance_valid
-    hardest = _hardest(f, jax.lax.stop_gradient(inst), own, used) / tau
-    if instance_valid is not None:
-        has_instance = jnp.any(used, axis=1)  # [classes]
+    to_instance = _similarities(jax.lax.stop_gradient(inst), f) / tau
+    if instance_valid is None:
+        nearest, farthest = jnp.max(to_instance, axis=1).T, jnp.min(to_instance, axis=1).T
+    else:
+        used = instance_valid[:, :, None]
+        nearest = jnp.max(jnp.where(used, to_instance, NEG), axis=1).T
+        farthest = jnp.min(jnp.where(used, to_instance, -NEG), axis=1).T
+        has_instance = jnp.any(instance_valid, axis=1)  # [classes]
         same &= has_instance
         weight = jnp.where(of_rows(has_instance, y), weight, 0)
+    hardest = jnp.where(own, farthest, nearest)  # [batch, classes]
     instance_term = weighted_sum(masked_cross_entropy(hardest, own, same), weight)
 
     loss = w * centroid_term + (1 - w) * instance_term
@@ -70,38 +75,22 @@ def icdl(
 
 
 @jax.custom_vjp
-def _hardest(f: jax.Array, inst: jax.Array, own: jax.Array, used: jax.Array) -> jax.Array:
-    """Similarity with the farthest instance of the own class and the nearest of every other.
+def _similarities(inst: jax.Array, f: jax.Array) -> jax.Array:
+    """Of every instance with every row: float[classes, slots, batch]. Only `f` has a gradient.
 
-    Only `f` has a gradient, through one slot of a class; among equal ones the first counts, as in
-    the published code. Forward-mode derivatives are not to be had.
-
-    Args:
-      f: float[batch, dim].
-      inst: float[classes, slots, dim].
-      own: bool[batch, classes].
-      used: bool[classes, slots]; a class without any gets a stand-in for infinity.
-
-    Returns:
-      float[batch, classes].
+    With the batch last, the bank is read as it lies: otherwise it would be copied, transposed. The
+    product is faster when split, and the one of its gradient is not.
     """
-    return _hardest_forward(f, inst, own, used)[0]
+    return split_einsum("nsd,bd->nsb", inst, f)
 
 
-def _hardest_forward(f, inst, own, used):
-    # With the batch last, the bank is read as it lies: otherwise it would be copied, transposed.
-    similarity = split_einsum("nsd,bd->nsb", inst, f)
-    sign = jnp.where(own.T, -1, 1).astype(similarity.dtype)  # [classes, batch]
-    hardness = jnp.where(used[:, :, None], similarity * sign[:, None, :], NEG)
-    hardest = jnp.max(hardness, axis=1) * sign
-    return hardest.T, (f, inst, jnp.argmax(hardness, axis=1))
+def _similarities_forward(inst, f):
+    return _similarities(inst, f), (inst, f)
 
 
-def _hardest_backward(kept, gradient):
-    f, inst, slot = kept  # slot: int[classes, batch]
-    chosen = slot[:, None, :] == jnp.arange(inst.shape[1])[None, :, None]
-    weight = jnp.where(chosen, gradient.T[:, None, :], 0)  # [classes, slots, batch]
-    return einsum("nsb,nsd->bd", weight, inst).astype(f.dtype), None, None, None
+def _similarities_backward(kept, gradient):
+    inst, f = kept
+    return None, einsum("nsb,nsd->bd", gradient, inst).astype(f.dtype)
 
 
-_hardest.defvjp(_hardest_forward, _hardest_backward)
+_similarities.defvjp(_similarities_forward, _similarities_backward)
