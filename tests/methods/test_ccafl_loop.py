@@ -182,6 +182,7 @@ def single_run():
     return run, *run.go()
 
 
+@pytest.mark.ci
 def test_every_loss_term_of_forty_iterations_in_float64(double_run):
     run, found, labels, starts = double_run
     worst = worst_difference(found, expected_terms(run.record, "f64_"))
@@ -193,6 +194,7 @@ def test_every_loss_term_of_forty_iterations_in_float64(double_run):
         np.testing.assert_array_equal(labels[epoch], run.record[f"e{epoch}_pseudo_labels"])
 
 
+@pytest.mark.ci
 def test_each_phase_is_traced_once(double_run):
     run = double_run[0]
     assert run.traces == ["intra+text", "inter", "inter+text", "inter+text+ical"]

@@ -75,6 +75,7 @@ def test_trained_model_reproduces_the_final_figures(whole):
         read_run(workdir / "nowhere")
 
 
+@pytest.mark.ci
 def test_resumed_run_ends_in_the_same_state(whole, tmp_path):
     finished = whole[0]
     assert small_run(tmp_path, stages=("prompts",)).train()["stages"][0]["name"] == "prompts"
@@ -111,6 +112,7 @@ def test_a_batch_of_more_classes_than_there_are_is_refused_at_once(tmp_path):
         small_run(tmp_path, sampler=sampler)
 
 
+@pytest.mark.ci
 def test_a_run_that_ends_in_stage_2_says_so(tmp_path):
     schedule = dataclasses.replace(SMALL.schedule, epochs=1, intra_epochs=2)
     summary = small_run(tmp_path, schedule=schedule).train()
@@ -129,6 +131,7 @@ def test_text_losses_need_prompts(tmp_path):
         small_run(tmp_path, stages=("intra",)).train()
 
 
+@pytest.mark.ci
 def test_intra_alone_without_texts(tmp_path):
     run = small_run(tmp_path, stages=("intra",), text=TextConfig(intra=False, inter=False))
     assert [stage["name"] for stage in run.train()["stages"]] == ["intra"]
