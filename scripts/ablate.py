@@ -21,7 +21,7 @@ from typing import Any
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 sys.path.insert(0, str(pathlib.Path(__file__).parents[1]))
 
-from proving.jobs import people_of, seed_study
+from proving.jobs import seed_study
 
 EXAMPLES = """\
 examples:
@@ -63,15 +63,9 @@ def main() -> None:
 
 def one_seed(job: str, workdir: pathlib.Path, recipe: Any) -> None:
     """All runs of a seed, whose name is "seed" and its number."""
-    from proving.measures import measures
-    from proving.tree import run_job
+    from proving.tree import run_seed
 
-    people = people_of(job, recipe)
-
-    def measure(run) -> dict[str, Any]:
-        return measures(run._extract(run.extract_f, "test"), run.dataset)
-
-    run_job(nodes(recipe.schedule), workdir / job, recipe, people, measure)
+    run_seed(job, workdir, recipe, nodes(recipe.schedule))
 
 
 def nodes(schedule: Any) -> list:

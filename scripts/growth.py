@@ -15,7 +15,7 @@ from typing import Any
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 sys.path.insert(0, str(pathlib.Path(__file__).parents[1]))
 
-from proving.jobs import people_of, seed_study
+from proving.jobs import seed_study
 
 EXAMPLES = """\
 examples:
@@ -51,16 +51,15 @@ def main() -> None:
 def one_seed(job: str, workdir: pathlib.Path, recipe: Any) -> None:
     """All runs of a seed, whose name is "seed" and its number."""
     from proving.measures import measures
-    from proving.tree import run_job
-
-    people = people_of(job, recipe, cameras=CAMERAS)
+    from proving.tree import run_seed
 
     def measure(run) -> dict[str, Any]:
         features = run._extract(run.extract_f, "test")
         found = measures(features, run.dataset) | by_camera(features, run.dataset)
         return found | {"own_identity": own_identity(run, workdir / job / "data")}
 
-    run_job(nodes(recipe, workdir / job), workdir / job, recipe, people, measure)
+    found = nodes(recipe, workdir / job)
+    run_seed(job, workdir, recipe, found, measure=measure, cameras=CAMERAS)
 
 
 def nodes(recipe: Any, folder: pathlib.Path) -> list:

@@ -68,8 +68,7 @@ def main() -> None:
 
 def one_job(job: str, workdir: pathlib.Path, recipe: Any) -> None:
     """All runs of one overlap and seed, whose name says both."""
-    from proving.measures import measures
-    from proving.tree import Node, run_job
+    from proving.tree import Node, measure_test, run_job
 
     from data_prep.synthetic import SyntheticConfig
 
@@ -81,7 +80,7 @@ def one_job(job: str, workdir: pathlib.Path, recipe: Any) -> None:
     border = int(recipe.schedule.intra_epochs)
 
     def measure(run) -> dict[str, Any]:
-        found = measures(run._extract(run.extract_f, "test"), run.dataset)
+        found = measure_test(run)
         if run.progress.encoder_epochs == border:
             found["sweep"] = sweep(run)
         return found

@@ -62,20 +62,6 @@ def seed_study(
         print(table(run_study(script, jobs, options, overrides, summarize)))
 
 
-def people_of(job: str, recipe: Any, **settings: Any) -> Any:
-    """The people of a job that is a seed, which its recipe takes as well.
-
-    Args:
-      job: "seed" and its number.
-      recipe: options, whose seed is set.
-      settings: of `SyntheticConfig`, beside seed and number of training identities.
-    """
-    from data_prep.synthetic import SyntheticConfig
-
-    recipe.seed = int(job.removeprefix("seed"))
-    return SyntheticConfig(seed=recipe.seed, train_ids=recipe.data.synthetic_ids, **settings)
-
-
 def run_study(
     script: str,
     jobs: Sequence[str],

@@ -21,6 +21,7 @@ from typing import Any
 import jax
 from ml_collections import ConfigDict
 from proving.jobs import RESULTS
+from proving.measures import measures
 
 from ccafl_jax.files import write_json
 from ccafl_jax.methods.ccafl.config import CCAFLConfig
@@ -79,6 +80,35 @@ def run_job(
     write_folder(root, people)
     results = run_tree(nodes, folder, recipe, root=str(root), measure=measure)
     write_json(folder / RESULTS, results)
+
+
+def run_seed(
+    job: str,
+    workdir: pathlib.Path,
+    recipe: ConfigDict,
+    nodes: Sequence[Node],
+    *,
+    measure: Callable[[Run], dict[str, Any]] | None = None,
+    **people: Any,
+) -> None:
+    """`run_job` of a job that is a seed: of its people, and of the recipe.
+
+    Args:
+      job: "seed" and its number.
+      workdir: folder of the study.
+      recipe: options, whose seed is set.
+      nodes: see `run_tree`.
+      measure: see `run_tree`; `measure_test` when None.
+      people: of `SyntheticConfig`, beside seed and number of training identities.
+    """
+    recipe.seed = int(job.removeprefix("seed"))
+    settings = SyntheticConfig(seed=recipe.seed, train_ids=recipe.data.synthetic_ids, **people)
+    run_job(nodes, workdir / job, recipe, settings, measure or measure_test)
+
+
+def measure_test(run: Run) -> dict[str, Any]:
+    """`measures` of the test features that a run has now."""
+    return measures(run._extract(run.extract_f, "test"), run.dataset)
 
 
 def run_tree(

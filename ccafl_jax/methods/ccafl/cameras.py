@@ -6,9 +6,7 @@ from collections.abc import Iterable, Sequence
 
 import numpy as np
 
-from ccafl_jax.data.records import ReIDDataset
-
-UNLABELLED = -2  # of `Records.pid`
+from ccafl_jax.data.records import UNLABELLED, ReIDDataset
 
 log = logging.getLogger("ccafl_jax")
 

@@ -16,9 +16,8 @@ import jax
 import numpy as np
 
 from ccafl_jax.data.decoded import load_images
-from ccafl_jax.data.records import Records, ReIDDataset
+from ccafl_jax.data.records import UNLABELLED, Records, ReIDDataset
 from ccafl_jax.data.sources import PixelFormat
-from ccafl_jax.methods.ccafl.cameras import UNLABELLED
 from ccafl_jax.methods.ccafl.config import CCAFLConfig
 from ccafl_jax.methods.ccafl.metadata import training_digest
 from ccafl_jax.methods.ccafl.model import image_model
