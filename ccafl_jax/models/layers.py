@@ -90,21 +90,42 @@ class Conv(nnx.Module):
         kernel = self.kernel[...].astype(dtype)
         x = x.astype(dtype)
         size = kernel.shape[0]
-        if size == 1 and self.stride == 1:  # a matrix product is the faster form on CPUs
-            # Over flat positions: the gradient of the kernel is then one product as well.
-            y = jnp.matmul(
-                x.reshape(-1, x.shape[-1]), kernel[0, 0], precision=self.compute.products
+        # Matrix products where those are the faster form on CPUs: for kernels of one position, and
+        # where the kernel is larger than the image. XLA would take one for the other there.
+        if size == 1 and self.stride == 1:
+            seen = x
+        elif size * size > x.shape[1] * x.shape[2]:
+            seen = _patches(x, size, self.stride)
+        else:
+            pad = (size // 2, size // 2)  # "SAME" would pad (0, 1) at stride 2
+            return jax.lax.conv_general_dilated(
+                x,
+                kernel,
+                window_strides=(self.stride, self.stride),
+                padding=(pad, pad),
+                dimension_numbers=("NHWC", "HWIO", "NHWC"),
+                precision=self.compute.products,
             )
-            return y.reshape(*x.shape[:-1], kernel.shape[-1])
-        pad = (size // 2, size // 2)  # "SAME" would pad (0, 1) at stride 2
-        return jax.lax.conv_general_dilated(
-            x,
-            kernel,
-            window_strides=(self.stride, self.stride),
-            padding=(pad, pad),
-            dimension_numbers=("NHWC", "HWIO", "NHWC"),
+        # Over flat positions: the gradient of the kernel is then one product as well.
+        y = jnp.matmul(
+            seen.reshape(-1, seen.shape[-1]),
+            kernel.reshape(-1, kernel.shape[-1]),
             precision=self.compute.products,
         )
+        return y.reshape(*seen.shape[:-1], -1)
+
+
+def _patches(x: jax.Array, size: int, stride: int) -> jax.Array:
+    """`[batch, h, w, in]` to `[batch, h', w', size * size * in]`: what the kernel sees, in rows."""
+    pad = (size // 2, size // 2)
+    x = jnp.pad(x, ((0, 0), pad, pad, (0, 0)))
+    rows, columns = (range(0, side - size + 1, stride) for side in x.shape[1:3])
+    seen = [
+        x[:, i : i + rows[-1] + 1 : stride, j : j + columns[-1] + 1 : stride]
+        for i in range(size)
+        for j in range(size)
+    ]
+    return jnp.concatenate(seen, axis=-1)
 
 
 class Linear(nnx.Module):

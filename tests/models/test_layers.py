@@ -292,3 +292,35 @@ def test_products_of_half_precision_ask_for_nothing():
     assert layers.Compute().products == "highest"
     assert layers.Compute(dtype=jnp.bfloat16).products == "default"
     assert layers.Compute(dtype=jnp.bfloat16, param_dtype=jnp.float32).precision == "highest"
+
+
+@pytest.mark.parametrize("stride", [1, 2])
+@pytest.mark.parametrize("height,width", [(4, 2), (2, 1), (1, 1), (3, 3)])
+def test_convolution_of_small_images_and_its_gradient(height, width, stride):
+    rng = np.random.default_rng(3)
+
+    def direct(kernel, x):
+        return jax.lax.conv_general_dilated(
+            x,
+            kernel,
+            window_strides=(stride, stride),
+            padding=((1, 1), (1, 1)),
+            dimension_numbers=("NHWC", "HWIO", "NHWC"),
+        )
+
+    with jax.enable_x64():
+        compute = layers.Compute(param_dtype=jnp.float64)
+        conv = layers.Conv(5, 6, size=3, stride=stride, compute=compute, rngs=nnx.Rngs(0))
+        x = jnp.asarray(rng.normal(size=(3, height, width, 5)))
+
+        def ours(kernel, x):
+            other = nnx.clone(conv)
+            other.kernel[...] = kernel
+            return other(x)
+
+        expected, expected_gradients = jax.vjp(direct, conv.kernel[...], x)
+        found, gradients = jax.vjp(ours, conv.kernel[...], x)
+        np.testing.assert_allclose(found, expected, atol=1e-12)
+        probe = jnp.asarray(rng.normal(size=expected.shape))
+        for a, b in zip(gradients(probe), expected_gradients(probe), strict=True):
+            np.testing.assert_allclose(a, b, atol=1e-12)
