@@ -42,7 +42,7 @@ def main() -> None:
         __file__,
         __doc__,
         EXAMPLES,
-        seeds=range(100, 103),
+        seeds=range(100, 104),
         one_seed=one_seed,
         summarize=summarize,
         table=table,

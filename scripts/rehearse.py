@@ -58,7 +58,9 @@ def main() -> None:
         if options.json:
             from ccafl_jax.files import write_json
 
-            command = ["python", "scripts/rehearse.py", "--names", options.names.name, *overrides]
+            words = ["--names", options.names.name, "--config", options.config]
+            words += ["--seed", str(options.seed), "--scale", f"{options.scale:g}", *overrides]
+            command = ["python", "scripts/rehearse.py", *words]
             write_json(options.json, {"command": command, **figures})
         print(table(figures))
 
