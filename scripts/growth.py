@@ -68,7 +68,7 @@ def nodes(recipe: Any, folder: pathlib.Path) -> list:
 
     clustered = {"data.unlabelled": "cluster"}
     half = {"data.unlabelled_cameras": tuple(range(1 + CAMERAS // 2, 1 + CAMERAS))}
-    short = shortened(recipe.schedule)
+    short = shortened(recipe)
     return [
         Node(WHOLE),
         Node("five", options={"data.train_cameras": OLD}),
@@ -80,11 +80,19 @@ def nodes(recipe: Any, folder: pathlib.Path) -> list:
     ]
 
 
-def shortened(schedule: Any) -> dict[str, Any]:
-    """The schedule with `SHORT` of its epochs, windows in proportion."""
+def shortened(recipe: Any) -> dict[str, Any]:
+    """Options for `SHORT` of the epochs, with windows and rates in proportion."""
+
+    def part(epochs: float) -> int:
+        return round(SHORT * epochs)
+
     names = ("intra_epochs", "text_start", "ical_start", "ical_end")
-    windows = {f"schedule.{name}": float(round(SHORT * schedule[name])) for name in names}
-    return windows | {"schedule.epochs": round(SHORT * schedule.epochs)}
+    windows = {f"schedule.{name}": float(part(recipe.schedule[name])) for name in names}
+    return windows | {
+        "schedule.epochs": part(recipe.schedule.epochs),
+        "optimizer.warmup_epochs": part(recipe.optimizer.warmup_epochs),
+        "optimizer.milestones": tuple(part(epoch) for epoch in recipe.optimizer.milestones),
+    }
 
 
 def by_camera(features: Any, dataset: Any) -> dict[str, float]:

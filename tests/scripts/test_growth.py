@@ -35,6 +35,8 @@ def test_runs_differ_in_cameras_labels_and_length(scripts):
     )
     assert grown == scratch and grown.epochs == 10 and whole.epochs == 20
     assert grown.intra_epochs < grown.text_start < grown.ical_start < grown.ical_end <= 10
+    rates = nodes[growth.SCRATCH].optimizer
+    assert (rates.warmup_epochs, *rates.milestones) == (1, 8)
     assert len(nodes[growth.CLUSTERED].data.unlabelled_cameras) == 3
     assert len(nodes[growth.NONE].data.unlabelled_cameras) == 6
     assert nodes[growth.DROPPED].data.unlabelled == "drop"
