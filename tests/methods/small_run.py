@@ -28,6 +28,7 @@ from ccafl_jax.models.clip import CLIP, CLIPConfig, ResNetConfig, TextConfig, Vi
 SLOT, END = 9, 11
 
 SMALL = CCAFLConfig(
+    devices=1,  # programs for several take longer to compile; test_ccafl_sharding is about those
     data=DataConfig(height=32, width=16),
     augment=AugmentConfig(pad=2),
     model=ModelConfig(bn_group=0),

@@ -111,7 +111,7 @@ def test_a_camera_in_the_middle_that_is_left_out_stays_out_of_the_camera_head():
 
 @pytest.mark.parametrize("method", sorted(ASSOCIATIONS))
 def test_every_association_does_without_a_camera_in_the_middle(method, tmp_path):
-    run = small_run(tmp_path, data=SOME, devices=1)
+    run = small_run(tmp_path, data=SOME)
     options = dataclasses.replace(SMALL.association, method=method)
     features = np.random.default_rng(0).normal(size=(48, 4)).astype(np.float32)
     features /= np.linalg.norm(features, axis=1, keepdims=True)

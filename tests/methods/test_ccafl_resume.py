@@ -12,8 +12,6 @@ from ccafl_jax.training.preemption import Preempted
 from scripts.stress_kills import figures_of, log_of
 from tests.methods.small_run import SMALL, small_run
 
-ONE = {"devices": 1}
-
 
 def assert_same_run(run, workdir, other, other_workdir):
     leaves = jax.tree_util.tree_flatten_with_path((run.state, run.prompt_state))[0]
@@ -52,15 +50,15 @@ def compiled_once(tmp_path_factory):
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory):
     workdir = tmp_path_factory.mktemp("whole")
-    run, counter = small_run(workdir, **ONE), Counter()
+    run, counter = small_run(workdir), Counter()
     run.train(loop=Loop(stop=counter))
     return run, workdir, counter.count
 
 
 def stopped_and_resumed(workdir, at):
     with pytest.raises(Preempted):
-        small_run(workdir, **ONE).train(loop=Loop(stop=Counter(at)))
-    run = small_run(workdir, **ONE)
+        small_run(workdir).train(loop=Loop(stop=Counter(at)))
+    run = small_run(workdir)
     run.train(resume=True)
     return run
 
@@ -86,10 +84,10 @@ def test_stopped_again_and_again_it_ends_the_same(whole, tmp_path):
     for _ in range(6):
         counter = Counter(6)
         with pytest.raises(Preempted):
-            small_run(tmp_path, **ONE).train(resume=True, loop=Loop(stop=counter))
+            small_run(tmp_path).train(resume=True, loop=Loop(stop=counter))
         assert counter.count == 6
         last += 5
-    run = small_run(tmp_path, **ONE)
+    run = small_run(tmp_path)
     run.train(resume=True)
     assert_same_run(run, tmp_path, *whole[:2])
 
@@ -97,13 +95,13 @@ def test_stopped_again_and_again_it_ends_the_same(whole, tmp_path):
 @pytest.mark.ci
 def test_a_damaged_save_inside_an_epoch_falls_back_to_the_border(whole, tmp_path):
     with pytest.raises(Preempted):
-        small_run(tmp_path, **ONE).train(loop=Loop(stop=Counter(whole[2] - 2)))
+        small_run(tmp_path).train(loop=Loop(stop=Counter(whole[2] - 2)))
     files = [p for p in (tmp_path / "preempted").rglob("*") if p.is_file()]
     largest = max(files, key=lambda path: path.stat().st_size)
     raw = bytearray(largest.read_bytes())
     raw[len(raw) // 2] ^= 1
     largest.write_bytes(raw)
-    run = small_run(tmp_path, **ONE)
+    run = small_run(tmp_path)
     run.train(resume=True)
     assert_same_run(run, tmp_path, *whole[:2])
 
@@ -112,14 +110,14 @@ def test_a_damaged_save_inside_an_epoch_falls_back_to_the_border(whole, tmp_path
 def test_only_a_save_inside_an_epoch_carries_the_memory(whole, tmp_path):
     at = whole[2] - 2  # the last step: two batches of the test set follow
     with pytest.raises(Preempted):
-        small_run(tmp_path, **ONE).train(loop=Loop(stop=Counter(at)))
+        small_run(tmp_path).train(loop=Loop(stop=Counter(at)))
     assert "memory" in Checkpoints(tmp_path / "preempted").restore()
     assert "memory" not in Checkpoints(tmp_path / "checkpoints").restore()
 
 
 @pytest.mark.ci
 def test_a_loss_that_is_not_finite_ends_the_run_and_names_the_checkpoint(whole, tmp_path):
-    run = small_run(tmp_path, **ONE)
+    run = small_run(tmp_path)
     make = run._make_step
 
     def broken(phase):
@@ -145,7 +143,7 @@ def test_a_loss_that_is_not_finite_ends_the_run_and_names_the_checkpoint(whole, 
 def test_steps_with_numbers_that_are_not_finite_can_be_skipped(tmp_path):
     """A batch against a bank with NaN is as if it had never been, but for the count of steps."""
     text = dataclasses.replace(SMALL.text, intra=False, inter=False)
-    run = small_run(tmp_path, stages=("intra", "inter"), skip_nonfinite=1, text=text, **ONE)
+    run = small_run(tmp_path, stages=("intra", "inter"), skip_nonfinite=1, text=text)
     make, seen = run._make_step, []
 
     def poisoned(phase):
@@ -174,7 +172,7 @@ def test_steps_with_numbers_that_are_not_finite_can_be_skipped(tmp_path):
 @pytest.mark.ci
 def test_the_best_checkpoint_is_kept_where_the_user_names_the_set(tmp_path, caplog):
     evaluation = dataclasses.replace(SMALL.evaluation, every=1)
-    options = {"evaluation": evaluation, "keep_best": "test", "keep_checkpoints": 1, **ONE}
+    options = {"evaluation": evaluation, "keep_best": "test", "keep_checkpoints": 1}
     run = small_run(tmp_path, **options)
     with caplog.at_level("INFO", logger="ccafl_jax"):
         run.train()

@@ -140,7 +140,7 @@ def test_intra_alone_without_texts(tmp_path):
 
 def test_batch_that_the_devices_do_not_divide(tmp_path):
     with pytest.raises(ValueError, match="does not divide over 8 devices"):
-        small_run(tmp_path, sampler=SamplerConfig(classes=3, images=4))
+        small_run(tmp_path, devices=8, sampler=SamplerConfig(classes=3, images=4))
 
 
 @pytest.mark.ci

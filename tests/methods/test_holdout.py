@@ -24,7 +24,6 @@ from tests.methods.small_run import (
 
 HELD = dataclasses.replace(
     SMALL,
-    devices=1,
     data=dataclasses.replace(SMALL.data, val_fraction=0.25),
     prompts=dataclasses.replace(SMALL.prompts, epochs=1),
     schedule=dataclasses.replace(

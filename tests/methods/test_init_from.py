@@ -17,7 +17,6 @@ from tests.methods.small_run import SMALL, small_run
 
 SHORT = dataclasses.replace(
     SMALL,
-    devices=1,
     prompts=dataclasses.replace(SMALL.prompts, epochs=1),
     schedule=dataclasses.replace(SMALL.schedule, epochs=1, iterations=2),
 )

@@ -27,6 +27,7 @@ def root(tmp_path_factory):
 def config(**data):
     raw = get_config("smoke").to_dict()
     raw["data"] |= data
+    raw["devices"] = 1
     raw["model"]["bn_group"] = 0
     return from_mapping(CCAFLConfig, raw)
 

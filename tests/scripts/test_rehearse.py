@@ -54,7 +54,7 @@ def test_a_short_rehearsal(tmp_path):
     schedule = {"iterations": 1, "epochs": 3, "intra_epochs": 1, "text_start": 1}
     schedule |= {"ical_start": 2, "ical_end": 3}
     words = [f"--config.schedule.{key}={value}" for key, value in schedule.items()]
-    words += ["--config.prompts.epochs=1", "--config.sampler.classes=4"]
+    words += ["--config.prompts.epochs=1", "--config.sampler.classes=4", "--config.devices=1"]
     command = [
         *(sys.executable, "scripts/rehearse.py", "--names", str(tmp_path / "names.txt")),
         *("--workdir", str(tmp_path / "w"), "--json", str(tmp_path / "r.json")),
