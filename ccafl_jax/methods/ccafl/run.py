@@ -669,7 +669,9 @@ def _report_reach(last_distance: float = np.nan, stranger_distance: float = np.n
         log.warning(
             "the last pair that was linked across cameras is %.3f apart, and people of one camera "
             "are usually %.3f from the next: strangers are linked, as where cameras share few "
-            "people. Lower association.rate (or auto), or set association.mutual or max_distance",
+            "people. association.method=greedy_cc_cam refuses some of these links, and a lower "
+            "association.rate, mutual or max_distance more; too few links may be worse than some "
+            "wrong ones (docs/results.md)",
             last_distance,
             stranger_distance,
         )
