@@ -152,8 +152,8 @@ def test_a_run_from_shared_beginnings_is_the_whole_run(scripts, tmp_path):
     from data_prep.synthetic import SyntheticConfig, write_folder
 
     tree = scripts("proving.tree")
-    config = str(SCRIPTS.parent / "configs/ccafl_demo.py:smoke")
-    recipe = scripts("command").read_config(config, ["--config.devices=1"])
+    recipe = scripts("command").read_config(str(SCRIPTS.parent / "configs/ccafl_demo.py:smoke"), [])
+    recipe.devices = 1
     root = str(tmp_path / "data")
     write_folder(tmp_path / "data", SyntheticConfig(seed=3, train_ids=12, test_ids=6))
     off = {"text.intra": False}
