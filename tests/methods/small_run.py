@@ -21,8 +21,9 @@ from ccafl_jax.methods.ccafl.config import (
     SamplerConfig,
     ScheduleConfig,
 )
-from ccafl_jax.methods.ccafl.holdout import split_held_out
-from ccafl_jax.methods.ccafl.run import Images, Run
+from ccafl_jax.methods.ccafl.run import Run
+from ccafl_jax.methods.holdout import split_held_out
+from ccafl_jax.methods.run import Images
 from ccafl_jax.models.clip import CLIP, CLIPConfig, ResNetConfig, TextConfig, ViTConfig
 
 SLOT, END = 9, 11

@@ -13,10 +13,10 @@ from ccafl_jax.data.augment import augment
 from ccafl_jax.methods.ccafl import memories, phases, prompts, setup
 from ccafl_jax.methods.ccafl.cameras import keep_cameras
 from ccafl_jax.methods.ccafl.config import STAGES, CCAFLConfig, ModelConfig
-from ccafl_jax.methods.ccafl.holdout import split_held_out
 from ccafl_jax.methods.ccafl.model import image_model
 from ccafl_jax.methods.ccafl.progress import Progress, summarize
 from ccafl_jax.methods.ccafl.run import Run
+from ccafl_jax.methods.holdout import split_held_out
 from ccafl_jax.options import from_mapping
 from ccafl_jax.training.features import score
 from ccafl_jax.training.optimizers import bias_factors

@@ -10,7 +10,9 @@ from PIL import Image
 
 from ccafl_jax.data.sources import PixelFormat, load_image
 from ccafl_jax.evaluation.intra_camera import rank_inside_cameras
-from ccafl_jax.methods.ccafl import holdout, prompts, setup
+from ccafl_jax.methods import holdout
+from ccafl_jax.methods import run as shared_module
+from ccafl_jax.methods.ccafl import prompts, setup
 from ccafl_jax.methods.ccafl import run as run_module
 from ccafl_jax.methods.ccafl.config import ICALConfig
 from tests.methods.small_run import (
@@ -73,7 +75,8 @@ def compiled_once():
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(run_module, "make_step", cached(run_module.make_step, 2))
-        patch.setattr(run_module, "feature_extractor", cached(run_module.feature_extractor, 1))
+        extractor = cached(shared_module.feature_extractor, 1)
+        patch.setattr(shared_module, "feature_extractor", extractor)
         patch.setattr(prompts, "make_prompt_step", cached(prompts.make_prompt_step, 2))
         yield
 

@@ -13,7 +13,7 @@ from ccafl_jax.data.names import Names
 from ccafl_jax.data.records import Records, ReIDDataset
 from ccafl_jax.data.sources import FolderSource
 from ccafl_jax.methods.ccafl.config import CCAFLConfig
-from ccafl_jax.methods.ccafl.metadata import (
+from ccafl_jax.methods.metadata import (
     FREE_OPTIONS,
     check_resumable,
     class_digest,
@@ -39,6 +39,7 @@ def described(config=CONFIG, *, pid=PID, root="", workdir="/w"):
     dataset = ReIDDataset("small", root, train, train, train, (1, 2), {})
     labels = intra_camera_labels(pid, CAMID)
     found = describe_run(
+        "ccafl",
         config,
         tiny.resnet_config(),
         dataset,

@@ -93,7 +93,7 @@ def test_killed_in_training_the_same_command_goes_on(start, whole, tmp_path):
     process.kill()
     process.communicate()
     printed = finish(start(tmp_path / "w", "--rerun"))
-    assert "resumed after 2 prompt and" in printed
+    assert "resumed after 2 prompts and" in printed
     assert differences(whole, outcome(tmp_path / "w")) == []
     # Once it is finished, the same command begins anew.
     process = start(tmp_path / "w", "--rerun")

@@ -16,9 +16,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ccafl_jax.methods.ccafl.metadata import differences
 from ccafl_jax.methods.ccafl.progress import tables_by_class
 from ccafl_jax.methods.ccafl.prompts import PromptState
+from ccafl_jax.methods.metadata import differences
 from ccafl_jax.training.agreement import from_first
 from ccafl_jax.training.checkpoints import Checkpoints
 from ccafl_jax.training.description import check_digest, check_format

@@ -19,8 +19,8 @@ from ccafl_jax.data.decoded import load_images
 from ccafl_jax.data.records import UNLABELLED, Records, ReIDDataset
 from ccafl_jax.data.sources import PixelFormat
 from ccafl_jax.methods.ccafl.config import CCAFLConfig
-from ccafl_jax.methods.ccafl.metadata import training_digest
 from ccafl_jax.methods.ccafl.model import image_model
+from ccafl_jax.methods.metadata import training_digest
 from ccafl_jax.models.clip import CLIP
 from ccafl_jax.pseudo_labels.agglomerative import local_clusters
 from ccafl_jax.training.agreement import from_first

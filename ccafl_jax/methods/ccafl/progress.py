@@ -1,11 +1,13 @@
 """How far a run has come, its arrays as a checkpoint holds them, and its summary."""
 
 import dataclasses
-from typing import Any
+from collections.abc import Mapping
+from typing import Any, Self
 
 import jax
 import numpy as np
 
+from ccafl_jax.methods import progress
 from ccafl_jax.methods.ccafl.config import CCAFLConfig
 from ccafl_jax.methods.ccafl.prompts import PromptState
 from ccafl_jax.training.checkpoints import leaves_by_path, restore_leaves
@@ -14,74 +16,36 @@ from ccafl_jax.training.state import TrainState
 
 
 @dataclasses.dataclass
-class Progress:
-    """The part of a run's state that is not arrays of the model.
+class Progress(progress.Progress):
+    """How far a run of CCAFL has come.
 
-    Attributes:
-      prompt_epochs, encoder_epochs: epochs done of stage 1, and of stages 2 and 3 together.
-      zero_shot: figures of the encoder as it came, from CLIP or an earlier run.
-      stages: one entry a finished stage, as in the summary.
+    Attributes, beside those of all methods:
+      prompt_epochs: epochs of stage 1; `encoder_epochs` are those of stages 2 and 3 together.
       clusters: int32[classes], the pseudo identities in force.
       gid_accuracy: batch accuracy of the global classifier in the last epoch.
-      part: an epoch that was left in the middle, as `part_of_epoch` makes it; None at its borders.
-      skipped: steps that were passed over, as their numbers were not finite.
-      val_history: intra-camera mAP of the held-out images at every evaluation of stages 2 and 3.
-      seconds: spent so far.
     """
 
     prompt_epochs: int = 0
-    encoder_epochs: int = 0
-    zero_shot: dict | None = None
-    stages: list = dataclasses.field(default_factory=list)
     clusters: np.ndarray = dataclasses.field(default_factory=lambda: np.zeros(0, np.int32))
     gid_accuracy: float = 0.0
-    part: dict | None = None
-    skipped: int = 0
-    val_history: list = dataclasses.field(default_factory=list)
-    seconds: float = 0.0
 
     @property
     def number(self) -> int:
         """Number of the checkpoint."""
         return self.prompt_epochs + self.encoder_epochs
 
-    def take_part(self, stage: str) -> tuple[list[dict[str, float]], dict[str, float] | None]:
-        """What was done of the epoch that comes next, which is then forgotten.
-
-        Returns:
-          Metrics of the steps done, and the scalars of the start of the epoch; an empty list and
-          None where the epoch begins.
-        """
-        part, self.part = self.part, None
-        if part is None or part["stage"] != stage:
-            return [], None
-        return part["metrics"], part["scalars"]
-
     def next_epochs(self) -> dict[str, int]:
         """First epoch of each log that is still to come."""
-        return {"prompts": self.prompt_epochs, "encoder": self.encoder_epochs}
+        return {"prompts": self.prompt_epochs, **super().next_epochs()}
 
     def to_json(self) -> dict:
         """As JSON values."""
-        return dataclasses.asdict(self) | {"clusters": np.asarray(self.clusters).tolist()}
+        return super().to_json() | {"clusters": np.asarray(self.clusters).tolist()}
 
     @classmethod
-    def from_json(cls, values: dict) -> "Progress":
+    def from_json(cls, values: Mapping) -> Self:
         """Inverse of `to_json`."""
-        return cls(**values | {"clusters": np.asarray(values["clusters"], np.int32)})
-
-
-def part_of_epoch(
-    stage: str, metrics: list[dict[str, float]], scalars: dict[str, float]
-) -> dict[str, Any]:
-    """An epoch left in the middle, as JSON values.
-
-    Args:
-      stage: "prompts" or "encoder".
-      metrics: of the steps that are done.
-      scalars: figures of the start of the epoch.
-    """
-    return {"stage": stage, "metrics": metrics, "scalars": scalars}
+        return cls(**{**values, "clusters": np.asarray(values["clusters"], np.int32)})
 
 
 def summarize(

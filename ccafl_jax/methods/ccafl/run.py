@@ -1,41 +1,26 @@
-"""A CCAFL run: the three stages, evaluation, logs, checkpoints and the summary.
+"""A CCAFL run: prompts, then the epochs of stages 2 and 3.
 
-Read `Run.train` from the top: zero-shot figures, prompts, then the epochs of stages 2 and 3. Every
-epoch ends with a checkpoint, and `resume` continues after the last complete one. Random draws are
-functions of (seed, epoch or step), so nothing but the state has to be carried over.
+Read `EncoderRun.train` first, which says how any run begins, resumes and ends, then `Run._stages`.
 """
 
-import collections
 import contextlib
-import dataclasses
 import functools
-import json
 import logging
 import pathlib
-import sys
 import time
 from collections.abc import Callable
-from typing import NoReturn
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from tqdm import tqdm
 
-from ccafl_jax.data.decoded import load_images
 from ccafl_jax.data.labels import IntraCameraLabels, intra_camera_labels
 from ccafl_jax.data.records import Records, ReIDDataset
-from ccafl_jax.data.sources import PixelFormat
-from ccafl_jax.methods.ccafl import holdout, init_from, memories, prompts
+from ccafl_jax.methods import holdout
+from ccafl_jax.methods.ccafl import init_from, memories, prompts
 from ccafl_jax.methods.ccafl.config import CCAFLConfig
-from ccafl_jax.methods.ccafl.metadata import (
-    check_resumable,
-    class_digest,
-    class_names,
-    describe_checkpoint,
-    describe_run,
-    training_digest,
-)
 from ccafl_jax.methods.ccafl.model import image_model
 from ccafl_jax.methods.ccafl.phases import (
     Context,
@@ -47,26 +32,21 @@ from ccafl_jax.methods.ccafl.phases import (
     phase_of,
     report_classifier,
 )
-from ccafl_jax.methods.ccafl.progress import Progress, pack, part_of_epoch, summarize, unpack
+from ccafl_jax.methods.ccafl.progress import Progress, pack, summarize, unpack
+from ccafl_jax.methods.metadata import class_digest, class_names, describe_run
+from ccafl_jax.methods.run import EncoderRun, Images, headline, progress_bar
 from ccafl_jax.models.clip import CLIP, Tokenizer
 from ccafl_jax.models.prompts import init_prompts, prompt_template, template_embeddings
 from ccafl_jax.pseudo_labels.cross_camera import diagnostics
-from ccafl_jax.report.summary import result_table, summary_rows
 from ccafl_jax.training.agreement import from_first
-from ccafl_jax.training.checkpoints import Checkpoints
-from ccafl_jax.training.description import check_digest
-from ccafl_jax.training.extract import Extractor, Stopped
-from ccafl_jax.training.features import feature_extractor, query_then_gallery, score
-from ccafl_jax.training.inputs import ImageInput, StreamedImages, choose_input
+from ccafl_jax.training.extract import Extractor
 from ccafl_jax.training.layout import layout, with_rows
-from ccafl_jax.training.log import RunLog, format_line
-from ccafl_jax.training.loop import Loop, Watchdog, mean_metrics
+from ccafl_jax.training.log import format_line
+from ccafl_jax.training.loop import mean_metrics
 from ccafl_jax.training.preemption import Preempted
 from ccafl_jax.training.processes import is_first
-from ccafl_jax.training.saves import Saves
-from ccafl_jax.training.sharding import check_batch, make_mesh, place, replicate
+from ccafl_jax.training.sharding import check_batch, place, replicate
 from ccafl_jax.training.state import TrainState, split_model
-from ccafl_jax.training.storage import open_path, write_text
 
 log = logging.getLogger("ccafl_jax")
 
@@ -74,22 +54,7 @@ REACH = ("last_distance", "stranger_distance")
 """Figures of an association that may call for a warning."""
 
 
-@dataclasses.dataclass(frozen=True)
-class Images:
-    """Images of a data set: records to be decoded, or uint8[n, height, width, 3].
-
-    Attributes:
-      train: in the order of `dataset.train`.
-      test: the query set followed by the gallery.
-      val: images held out of training, in the order of `held_out`; None where there are none.
-    """
-
-    train: Records | np.ndarray
-    test: Records | np.ndarray
-    val: Records | np.ndarray | None = None
-
-
-class Run:
+class Run(EncoderRun):
     """One training run in one folder."""
 
     def __init__(
@@ -112,53 +77,21 @@ class Run:
         workdir: the run folder.
         held_out: records of `images.val`; the training set is without them.
         """
+        super().__init__(config, dataset=dataset, images=images, workdir=workdir, held_out=held_out)
+        template = prompt_template(tokenizer, prefix_tokens=config.prompts.prefix_tokens)
+        self._init_models(clip, template)
+        self.progress = Progress()
+        self._taken_over = False
+
+    def _check(self) -> None:
+        config = self.config
         config.association.function()  # a name that cannot be found is told before any work
-        self.asked = config
-        self.config = config = config.scaled()
-        self.dataset = dataset
-        self.workdir = workdir
-        self.mesh = make_mesh(config.devices)
         check_batch(config.sampler.classes * config.sampler.images, self.mesh, "sampler.classes")
         if "prompts" in config.stages:
             check_batch(config.prompts.batch, self.mesh, "prompts.batch")
-        self.labels = intra_camera_labels(dataset.train.pid, dataset.train.camid)
+        train = self.dataset.train
+        self.labels = intra_camera_labels(train.pid, train.camid)
         config.sampler.check_classes(self.num_classes)
-        self.images = self._input(images.train, config.input.kind)
-        # Those of the test set are needed once in a while, and stay on the host.
-        self.test_images = self._input(images.test, "host")
-        self.val_images = None if held_out is None else self._input(images.val, "host")
-        self.held_out = held_out
-
-        template = prompt_template(tokenizer, prefix_tokens=config.prompts.prefix_tokens)
-        self._init_models(clip, template)
-        images = {"val": "held-out identities", "test": "test set"}.get(config.keep_best)
-        self.saves = Saves(
-            workdir,
-            keep=config.keep_checkpoints,
-            best_by=f"mAP of the {images}" if images else "score",
-        )
-        self.progress = Progress()
-        self.traces: list[str] = []
-        self.loop = Loop()
-        self._taken_over = False
-
-    def _input(self, images: Records | np.ndarray, kind: str) -> ImageInput:
-        config = self.config
-        progress = sys.stderr.isatty()  # no bar in log files
-        pixels = PixelFormat(config.data.height, config.data.width)
-        if kind != "host":
-            return choose_input(
-                images,
-                pixels,
-                self.mesh,
-                kind=kind,
-                share=config.input.share,
-                cache=config.data.cache,
-                progress=progress,
-            )
-        if isinstance(images, Records) and (self.images.resident or config.data.cache):
-            images = load_images(images, pixels, cache=config.data.cache, progress=progress)
-        return StreamedImages(images, self.mesh, pixels=pixels)
 
     def _init_models(self, clip: CLIP, template) -> None:
         config = self.config
@@ -177,7 +110,6 @@ class Run:
         )
         rows, _ = memories.table_rows(config, classes, self.mesh)
         initial_prompts = init_prompts(prompt_key, classes, width=self.sentence.shape[-1])
-        self._build_extractors()
         state = initial_state(config, params, batch_stats, with_rows(classifier, rows))
         prompt_state = prompts.PromptState(
             prompts=initial_prompts,
@@ -187,92 +119,20 @@ class Run:
         self.prompt_state = replicate(prompt_state, self.mesh)
         self.class_text: jax.Array | None = None
 
-    def _build_extractors(self) -> None:
-        def extractor(method: str, description: str):
-            return feature_extractor(
-                self.graphdef,
-                method,
-                mean=self.config.augment.mean,
-                std=self.config.augment.std,
-                batch=self.config.evaluation.batch,
-                mesh=self.mesh,
-                description=description,
-            )
+    @functools.cached_property
+    def extract_g(self) -> Extractor:
+        """Extracts features of the joint space."""
+        return self._extractor("image_features", "joint features")
 
-        self.extract_f = extractor("embed", "features")
-        self.extract_g = extractor("image_features", "joint features")
-        self.extract_pooled = extractor("pooled", "neck statistics")
-
-    def _extract(self, extractor: Extractor, split: str = "train") -> jax.Array:
-        """Features of "train", "val" or "test" (the query set followed by the gallery)."""
-        if split == "train":
-            images, camid = self.images, self.dataset.train.camid
-        elif split == "val":
-            images, camid = self.val_images, self.held_out.camid
-        else:
-            images, camid = self.test_images, query_then_gallery(self.dataset)[1]
-        state, stop = self.state, self.loop.should_stop
-        try:
-            return extractor(state.params, state.batch_stats, images, camid, stop=stop)
-        except Stopped as stopped:
-            raise Preempted(f"{stopped}; {self.saves.words()}") from None
+    @functools.cached_property
+    def extract_pooled(self) -> Extractor:
+        """Extracts what enters the neck."""
+        return self._extractor("pooled", "neck statistics")
 
     @property
     def num_classes(self) -> int:
         """Accumulated (camera, identity) classes."""
         return int(self.labels.cam_of.shape[0])
-
-    def train(
-        self, *, resume: bool = False, allow_changes: bool = False, loop: Loop | None = None
-    ) -> dict:
-        """Runs the configured stages and returns the summary.
-
-        Args:
-          resume: go on after the last checkpoint, if there is one.
-          allow_changes: go on with other options or other code than the run began with.
-          loop: how steps are watched, stopped and profiled.
-
-        Raises:
-          Preempted: `loop.stop` said so; everything that was done is saved.
-        """
-        newest = self.saves.newest()
-        if resume and newest:
-            self._restore(newest, allow_changes=allow_changes)
-        elif resume:
-            log.info("nothing to resume in %s: starting anew", self.workdir)
-        elif newest:
-            raise FileExistsError(
-                f"{self.workdir} already holds checkpoints: continue with --resume, start anew "
-                "with --overwrite, or choose another --workdir"
-            )
-        if not newest:
-            self.take_over()
-        if {"intra", "inter"} & set(self.config.stages):
-            self._check_texts()
-        self.loop = loop or Loop()
-        self.loop.watchdog = Watchdog(
-            allowed=self.config.skip_nonfinite,
-            skipped=self.progress.skipped,
-            last_good=self.saves.words,
-        )
-        self.log = RunLog(
-            self.workdir,
-            dataset=self.dataset.name,
-            resume_at=self.progress.next_epochs() if resume else None,
-        )
-        self._seconds_before = self.progress.seconds
-        try:
-            if self.progress.zero_shot is None:
-                self._zero_shot()
-            if "prompts" in self.config.stages:
-                self._train_prompts()
-            if {"intra", "inter"} & set(self.config.stages):
-                self._train_encoder()
-            return self._write_summary()
-        finally:
-            if self.loop.profile:
-                self.loop.profile.close()
-            self.log.close()
 
     def take_over(self) -> None:
         """Takes from `init_from` what it has; `train` sees to it where nothing is resumed.
@@ -293,6 +153,21 @@ class Run:
         self.prompt_state = replicate(prompt_state, self.mesh)
         self._taken_over = True
 
+    def _ready(self) -> None:
+        text, stages = self.config.text, self.config.stages
+        untrained = "prompts" not in stages and self.class_text is None
+        if {"intra", "inter"} & set(stages) and untrained and (text.intra or text.inter):
+            raise ValueError(
+                "the text losses need trained prompts: run with --stages prompts first (then "
+                "--resume), or set text.intra and text.inter to False"
+            )
+
+    def _stages(self) -> None:
+        if "prompts" in self.config.stages:
+            self._train_prompts()
+        if {"intra", "inter"} & set(self.config.stages):
+            self._train_encoder()
+
     # Stage 0: the encoder as it came.
 
     def _zero_shot(self) -> None:
@@ -304,7 +179,7 @@ class Run:
         for head in ("f", "g"):
             values = result if head == "f" else result["g"]
             start = "as loaded" if self.config.init_from else "zero-shot"
-            log.info("%s %s: %s", start, head, format_line(_headline(values)))
+            log.info("%s %s: %s", start, head, format_line(headline(values)))
 
     def _calibrate_neck(self) -> None:
         """Sets the neck's running statistics to those of the training images."""
@@ -325,7 +200,7 @@ class Run:
         clock = time.monotonic()
         context = self._prompt_context(self._extract(self.extract_g))
         step = self._make_prompt_step()
-        bar = _bar(config.epochs, "prompts", unit="epoch", initial=start)
+        bar = progress_bar(config.epochs, "prompts", unit="epoch", initial=start)
         for epoch in range(start, config.epochs):
             means = self._prompt_epoch(epoch, step, context)
             bar.set_postfix(loss=f"{means['loss']:.3f}")
@@ -367,7 +242,7 @@ class Run:
             where=f"epoch {epoch + 1} of prompts",
         )
         if not complete:
-            self._leave("prompts", found, {})
+            self._leave("prompts", found, {}, memory=False)
         return mean_metrics(found) | {"learning_rate": float(rate)}
 
     def _prompt_context(self, g: jax.Array | np.ndarray) -> prompts.PromptContext:
@@ -411,7 +286,7 @@ class Run:
         if start >= stop:
             return
         steps: dict[Phase, Callable] = {}
-        bar = _bar((stop - start) * schedule.iterations, "training", unit="step")
+        bar = progress_bar((stop - start) * schedule.iterations, "training", unit="step")
         clock = time.monotonic()
         for epoch in range(start, stop):
             phase = phase_of(epoch, self.config)
@@ -428,7 +303,7 @@ class Run:
             )
             self.progress.encoder_epochs = epoch + 1
             if result:
-                scalars |= _headline(result)
+                scalars |= headline(result)
                 holdout.watch(self.progress.val_history, result)
                 if ends:
                     seconds = time.monotonic() - clock
@@ -443,14 +318,6 @@ class Run:
                 )
             self._save(result)
         bar.close()
-
-    def _check_texts(self) -> None:
-        text, stages = self.config.text, self.config.stages
-        if "prompts" not in stages and self.class_text is None and (text.intra or text.inter):
-            raise ValueError(
-                "the text losses need trained prompts: run with --stages prompts first (then "
-                "--resume), or set text.intra and text.inter to False"
-            )
 
     def _make_step(self, phase: Phase) -> Callable:
         return make_step(
@@ -493,11 +360,11 @@ class Run:
                 each=bar.update,
             )
         if not complete:
-            self._leave("encoder", found, scalars)
+            self._leave("encoder", found, scalars, memory=True)
         try:
             result = self.evaluate() if evaluate else None
         except Preempted:
-            self._leave("encoder", found, scalars)
+            self._leave("encoder", found, scalars, memory=True)
         return mean_metrics(found) | scalars | {"learning_rate": float(rate)}, result
 
     def _begin(self, epoch: int, phase: Phase, features: jax.Array | None) -> Context:
@@ -560,49 +427,23 @@ class Run:
     def _learning_rate(self, epoch: int) -> float:
         return learning_rate(epoch, self.config.optimizer)
 
-    # Evaluation, checkpoints, summary.
+    # Checkpoints and summary.
 
-    def evaluate(self) -> dict:
-        """Metrics of the retrieval feature on the test set, and on the held-out images."""
-        result = self._score(self._extract(self.extract_f, "test"))
-        if self.held_out is not None:
-            features = self._extract(self.extract_f, "val")
-            result["val"] = from_first(lambda: holdout.score_held_out(features, self.held_out))
-        return result
+    def _pack(self, *, memory: bool) -> dict[str, Any]:
+        return pack(self.state, self.prompt_state, self.class_text, memory=memory)
 
-    def _score(self, features: jax.Array) -> dict:
-        no_match = self.config.evaluation.no_match
-        return from_first(lambda: score(features, self.dataset, no_match=no_match))
-
-    def _save(self, result: dict | None = None) -> None:
-        """Saves at the border of an epoch, with the figures of its evaluation if there was one."""
-        best = None
-        if result and self.config.keep_best:
-            figures = result["val"] if self.config.keep_best == "val" else result
-            best = figures["mAP"]
-        self.saves.at_border(self.progress.number, *self._packed(), best=best)
-
-    def _leave(self, stage: str, found: list, scalars: dict) -> NoReturn:
-        """Saves in the middle of an epoch and ends the run."""
-        self.progress.part = part_of_epoch(stage, found, scalars)
-        packed = self._packed(memory=stage == "encoder")
-        self.saves.inside_epoch(self.progress.number, *packed)
-        raise Preempted(f"saved after {len(found)} steps of an epoch")
-
-    def _packed(self, *, memory: bool = False) -> tuple[dict, dict]:
-        """The arrays and the description of a checkpoint."""
-        self.progress.seconds = self._seconds_before + self.log.seconds
-        self.progress.skipped = self.loop.watchdog.skipped
-        tree = pack(self.state, self.prompt_state, self.class_text, memory=memory)
-        return tree, describe_checkpoint(self._description(), self.progress, self.state)
+    def _unpack(self, tree: dict[str, Any], progress: dict) -> None:
+        _, clusters = memories.table_rows(self.config, self.num_classes, self.mesh)
+        state, prompt_state, self.class_text = unpack(
+            tree, self.state, self.prompt_state, clusters=clusters
+        )
+        self.state = self._laid_out(state)
+        self.prompt_state = replicate(prompt_state, self.mesh)
+        self.progress = Progress.from_json(progress)
 
     @functools.cached_property
     def _class_table(self) -> str:
         return class_digest(self.labels)
-
-    @functools.cached_property
-    def _training_set(self) -> str:
-        return training_digest(self.dataset.train)  # walks over all images, so once a run
 
     def _names(self, labels: IntraCameraLabels) -> dict[str, list[int]]:
         return class_names(labels, self.dataset.camera_codes)
@@ -615,52 +456,26 @@ class Run:
 
     def _description(self) -> dict:
         return describe_run(
+            "ccafl",
             self.asked,
             self.model_config,
             self.dataset,
             workdir=self.workdir,
-            classes=self.num_classes,
             training_set=self._training_set,
+            classes=self.num_classes,
             class_table=self._class_table,
             class_names=self._names(self.labels),
         )
 
-    def _restore(self, checkpoints: Checkpoints, *, allow_changes: bool) -> None:
-        meta = checkpoints.restore_meta()
-        holdout.check_same_hold_out(meta, self.config, str(self.workdir))
-        check_resumable(meta, self._description(), self.workdir, allow_changes=allow_changes)
-        tree = checkpoints.restore()
-        check_digest(meta, tree["params"], tree["batch_stats"], where=str(self.workdir))
-        _, clusters = memories.table_rows(self.config, self.num_classes, self.mesh)
-        state, prompt_state, self.class_text = unpack(
-            tree, self.state, self.prompt_state, clusters=clusters
-        )
-        self.state = self._laid_out(state)
-        self.prompt_state = replicate(prompt_state, self.mesh)
-        self.progress = Progress.from_json(meta["progress"])
-        log.info(
-            "resumed after %d prompt and %d encoder epochs%s",
-            self.progress.prompt_epochs,
-            self.progress.encoder_epochs,
-            f" and {len(self.progress.part['metrics'])} steps" if self.progress.part else "",
-        )
-
-    def _write_summary(self) -> dict:
-        counts = collections.Counter(self.traces)
-        log.info("traced: %s", ", ".join(f"{name} {count}" for name, count in counts.items()))
-        summary = summarize(
+    def _summary(self, seconds: float) -> dict:
+        return summarize(
             self.progress,
             self.config,
             dataset=self.dataset.name,
             classes=self.num_classes,
             train_images=len(self.dataset.train),
-            seconds=self._seconds_before + self.log.seconds,
+            seconds=seconds,
         )
-        if is_first():
-            text = json.dumps(summary, indent=2) + "\n"
-            write_text(open_path(self.workdir) / "summary.json", text)
-            print(result_table(summary_rows(summary)))
-        return summary
 
 
 def _report_reach(last_distance: float = np.nan, stranger_distance: float = np.nan) -> None:
@@ -675,23 +490,6 @@ def _report_reach(last_distance: float = np.nan, stranger_distance: float = np.n
             last_distance,
             stranger_distance,
         )
-
-
-def _bar(total: int, description: str, *, unit: str, initial: int = 0) -> tqdm:
-    """A bar where somebody watches; elsewhere the lines of the epochs remain."""
-    return tqdm(
-        total=total,
-        initial=initial,
-        desc=description,
-        unit=unit,
-        leave=False,
-        disable=None if is_first() else True,
-    )
-
-
-def _headline(metrics: dict) -> dict:
-    shown = {key: metrics[key] for key in ("mAP", "rank1", "same_camera_share")}
-    return shown | ({"val_mAP": metrics["val"]["mAP"]} if "val" in metrics else {})
 
 
 def _epoch_line(scalars: dict[str, float]) -> str:

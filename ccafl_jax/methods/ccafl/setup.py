@@ -17,9 +17,10 @@ from ccafl_jax.data.opening import open_dataset
 from ccafl_jax.data.records import ReIDDataset
 from ccafl_jax.methods.ccafl.cameras import hide_identities, keep_cameras
 from ccafl_jax.methods.ccafl.config import CCAFLConfig, DataConfig, ModelConfig
-from ccafl_jax.methods.ccafl.holdout import split_held_out
 from ccafl_jax.methods.ccafl.local_identities import with_local_identities
-from ccafl_jax.methods.ccafl.run import Images, Run
+from ccafl_jax.methods.ccafl.run import Run
+from ccafl_jax.methods.holdout import split_held_out
+from ccafl_jax.methods.run import Images
 from ccafl_jax.models.clip import CLIP, Tokenizer, ViTConfig, load_clip
 from ccafl_jax.models.hub import local_directory
 from ccafl_jax.models.layers import Compute

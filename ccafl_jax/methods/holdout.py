@@ -8,13 +8,13 @@ import dataclasses
 import itertools
 import logging
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import jax
 
 from ccafl_jax.data.labels import hold_out
 from ccafl_jax.data.records import Records, ReIDDataset
 from ccafl_jax.evaluation.intra_camera import rank_inside_cameras
-from ccafl_jax.methods.ccafl.config import CCAFLConfig
 
 FALLS = 3
 """Evaluations in a row that fall before the alarm is given."""
@@ -96,7 +96,7 @@ def first_alarm(history: Sequence[float]) -> bool:
     return bool(rows) and rows[-1] and not any(rows[:-1])
 
 
-def check_same_hold_out(stored: Mapping, config: CCAFLConfig, where: str) -> None:
+def check_same_hold_out(stored: Mapping, config: Any, where: str) -> None:
     """Fails where a resumed run would train on identities that were held out of it.
 
     Args:

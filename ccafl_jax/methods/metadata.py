@@ -7,13 +7,13 @@ import logging
 import os
 import pathlib
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
 from ccafl_jax.data.labels import IntraCameraLabels
 from ccafl_jax.data.records import Records, ReIDDataset
-from ccafl_jax.methods.ccafl.config import CCAFLConfig
-from ccafl_jax.methods.ccafl.progress import Progress
+from ccafl_jax.methods.progress import Progress
 from ccafl_jax.models.reid import ReIDConfig
 from ccafl_jax.training.checkpoints import digest
 from ccafl_jax.training.description import Preprocess, check_format, describe_model, model_digest
@@ -44,37 +44,39 @@ log = logging.getLogger("ccafl_jax")
 
 
 def describe_run(
-    config: CCAFLConfig,
+    method: str,
+    config: Any,
     model: ReIDConfig,
     dataset: ReIDDataset,
     *,
     workdir: str | os.PathLike,
-    classes: int,
     training_set: str,
-    class_table: str,
-    class_names: Mapping[str, Sequence],
+    classes: int = 0,
+    class_table: str = "",
+    class_names: Mapping[str, Sequence] | None = None,
 ) -> dict:
     """What stays the same in all checkpoints of a run, as JSON values.
 
     Args:
+      method: its name.
       config: the options.
       model: sizes of the image model.
       dataset: records of the data set.
       workdir: folder of the run.
-      classes: (camera, identity) classes of the training set.
       training_set: from :func:`training_digest`.
+      classes: of the training set, where the method is given any.
       class_table: from :func:`class_digest`.
       class_names: from :func:`class_names`, for runs that start from this one.
     """
     data, augment = config.data, config.augment
     preprocess = Preprocess(data.height, data.width, augment.mean, augment.std)
     description = describe_model(model, preprocess) | {
-        "method": "ccafl",
+        "method": method,
         "config": dataclasses.asdict(config),
         "classes": classes,
         "training_set": training_set,
         "class_table": class_table,
-        "class_names": class_names,
+        "class_names": class_names or {},
         "code": code_fingerprint(),
         "libraries": library_versions(),
         "data_root": _relative(dataset.root, workdir),
