@@ -51,16 +51,79 @@ def plan(
             f"classes_per_batch is {classes_per_batch}; the labels hold {num_classes} classes, so "
             f"it must be 1 to {num_classes}"
         )
-    if images_per_class < 1 or steps < 0 or first_step < 0:
-        raise ValueError(
-            f"images_per_class {images_per_class} must be 1 or more, first_step {first_step} and "
-            f"steps {steps} 0 or more"
-        )
+    _check_counts(first_step, steps, images_per_class)
     first = first_step * classes_per_batch
     positions = steps * classes_per_batch
     classes = _class_stream(num_classes, seed, first, positions)
-    rows = _draw(count[classes], images_per_class, seed, first)  # [positions, K]
+    uniform = _uniform(seed, first, positions, images_per_class)
+    rows = _draw(count[classes], uniform)  # [positions, K]
     images = order[start[classes][:, None] + rows]
+    return images.reshape(steps, classes_per_batch * images_per_class).astype(np.int32)
+
+
+def plan_across_cameras(
+    labels: np.ndarray,
+    camid: np.ndarray,
+    *,
+    seed: int,
+    first_step: int,
+    steps: int,
+    classes_per_batch: int,
+    images_per_class: int,
+) -> np.ndarray:
+    """Image indices of P x K batches in which a class is seen by other cameras than its first row.
+
+    Classes form the stream of `plan`; where there are fewer than P, some come twice in a batch. At
+    each position one image is drawn, and K - 1 of the same class from all other cameras, images
+    and not cameras being equally likely. Where no other camera has any, they are other images of
+    the class; and a class of one image repeats it. Draws are without replacement where there are
+    K - 1 to draw from, else each image may come K - 1 times.
+
+    Args:
+      labels: int[n], classes 0..N-1 of the images; rows with -1 are never drawn.
+      camid: int[n], camera of each image, from 0.
+      seed: seed of the run.
+      first_step: first batch.
+      steps: number of batches.
+      classes_per_batch: P.
+      images_per_class: K.
+
+    Returns:
+      int32[steps, P * K], the K rows of a class side by side, the image that was drawn first in
+      front.
+
+    Raises:
+      ValueError: a class without images, shapes that do not fit, or a negative or zero count.
+
+    Source: sampler of SpCL and ClusterContrast as CALR uses it (specification 5), which draws
+      K - 1 with replacement where there are K - 1 exactly, and gives a class of one image one row.
+    """
+    camid = np.asarray(camid)
+    if camid.shape != np.shape(labels):
+        raise ValueError(
+            f"labels have shape {np.shape(labels)} and camid {camid.shape}; expected [n] and [n]"
+        )
+    _check_counts(first_step, steps, images_per_class)
+    if classes_per_batch < 1:
+        raise ValueError(f"classes_per_batch is {classes_per_batch}; expected 1 or more")
+    order, start, count = _group_by_class(labels, camid)
+    first = first_step * classes_per_batch
+    positions = steps * classes_per_batch
+    classes = _class_stream(len(count), seed, first, positions)
+    begin, size = start[classes], count[classes]
+    uniform = _uniform(seed, first, positions, images_per_class)
+    anchor = (uniform[:, 0] * size).astype(np.int64)
+    # Images of one class and camera lie side by side; those of the anchor's camera are stepped
+    # over, or the anchor alone where they are the whole class.
+    run_of, run_start, run_size = _runs(np.asarray(labels)[order], camid[order])
+    run = run_of[begin + anchor]
+    elsewhere = run_size[run] < size
+    left_out = np.where(elsewhere, run_start[run] - begin, anchor)
+    width = np.where(elsewhere, run_size[run], np.minimum(size - 1, 1))
+    others = _draw(size - width, uniform[:, 1:])
+    others += np.where(others >= left_out[:, None], width[:, None], 0)
+    rows = np.concatenate([anchor[:, None], others], axis=1)  # [positions, K]
+    images = order[begin[:, None] + rows]
     return images.reshape(steps, classes_per_batch * images_per_class).astype(np.int32)
 
 
@@ -91,14 +154,27 @@ def shuffled_batches(n: int, *, seed: int, epoch: int, batch: int) -> tuple[np.n
     return indices.reshape(steps, batch), valid.reshape(steps, batch)
 
 
-def _group_by_class(labels: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Image indices sorted by class, and where each class starts and how many it has."""
+def _check_counts(first_step: int, steps: int, images_per_class: int) -> None:
+    if images_per_class < 1 or steps < 0 or first_step < 0:
+        raise ValueError(
+            f"images_per_class {images_per_class} must be 1 or more, first_step {first_step} and "
+            f"steps {steps} 0 or more"
+        )
+
+
+def _group_by_class(
+    labels: np.ndarray, camid: np.ndarray | None = None
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Image indices sorted by class, and where each class starts and how many it has.
+
+    With cameras, the images of a class are sorted by these.
+    """
     labels = np.asarray(labels)
     if labels.ndim != 1 or not np.issubdtype(labels.dtype, np.integer):
         raise ValueError(f"labels must be int[n], found {labels.dtype}{list(labels.shape)}")
     if labels.size == 0 or labels.max() < 0:
         raise ValueError("no labelled image: labels must hold classes 0..N-1")
-    order = np.argsort(labels, kind="stable")
+    order = np.argsort(labels, kind="stable") if camid is None else np.lexsort((camid, labels))
     order = order[labels[order] >= 0]
     count = np.bincount(labels[order])
     empty = np.flatnonzero(count == 0)
@@ -123,11 +199,23 @@ def _class_stream(num_classes: int, seed: int, first: int, length: int) -> np.nd
     return np.concatenate(shuffles)[offset : offset + length]
 
 
-def _draw(count: np.ndarray, draws: int, seed: int, first: int) -> np.ndarray:
-    """Ordered draws without replacement, position by position: int[positions, draws] < count."""
+def _runs(labels: np.ndarray, camid: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Runs of equal class and camera: that of each entry, and the start and length of each."""
+    change = (np.diff(labels) != 0) | (np.diff(camid) != 0)
+    run_of = np.concatenate([[0], np.cumsum(change)])
+    size = np.bincount(run_of)
+    return run_of, np.cumsum(size) - size, size
+
+
+def _draw(count: np.ndarray, uniform: np.ndarray) -> np.ndarray:
+    """Ordered draws without replacement, position by position: int[positions, draws] < count.
+
+    Args:
+      count: int[positions], how many there are to draw from; fewer than draws are repeated.
+      uniform: float64[positions, draws], random numbers in [0, 1).
+    """
+    draws = uniform.shape[1]
     pool = np.where(count >= draws, count, count * draws)
-    words = _random_words(seed, first, len(count), draws)
-    uniform = (words >> np.uint64(11)) * 2.0**-53
     taken = np.full((len(count), draws), np.iinfo(np.int64).max)  # ascending, filled from the left
     drawn = np.empty((len(count), draws), np.int64)
     for k in range(draws):
@@ -141,8 +229,8 @@ def _draw(count: np.ndarray, draws: int, seed: int, first: int) -> np.ndarray:
     return drawn % count[:, None]
 
 
-def _random_words(seed: int, first: int, positions: int, draws: int) -> np.ndarray:
-    """uint64[positions, draws]; row i depends on the seed and on position first + i only.
+def _uniform(seed: int, first: int, positions: int, draws: int) -> np.ndarray:
+    """float64[positions, draws] in [0, 1); row i depends on the seed and on first + i only.
 
     Each position owns a fixed range of one counter-based stream, which is read from any point.
     """
@@ -150,7 +238,8 @@ def _random_words(seed: int, first: int, positions: int, draws: int) -> np.ndarr
     key = np.random.SeedSequence([seed, _CLASS_IMAGES]).generate_state(2, np.uint64)
     stream = np.random.Philox(key=key, counter=first * blocks)
     words = stream.random_raw(positions * blocks * _WORDS_PER_BLOCK)
-    return words.reshape(positions, blocks * _WORDS_PER_BLOCK)[:, :draws]
+    words = words.reshape(positions, blocks * _WORDS_PER_BLOCK)[:, :draws]
+    return (words >> np.uint64(11)) * 2.0**-53
 
 
 def _generator(seed: int, stream: int, index: int) -> np.random.Generator:

@@ -7,6 +7,7 @@ from ccafl_jax.losses.reduction import (
     camera_row_weights,
     check_option,
     masked_cross_entropy,
+    of_rows,
     one_hot_mask,
     weighted_sum,
 )
@@ -111,6 +112,7 @@ def inter_contrast(
     k_valid: jax.Array | None = None,
     *,
     tau: float = 0.05,
+    weight: jax.Array | None = None,
 ) -> jax.Array:
     """Contrast of features with the cluster centroids: mean over labelled rows.
 
@@ -120,14 +122,21 @@ def inter_contrast(
       mu: float[clusters, dim], L2-normalised centroids; held constant.
       k_valid: bool[clusters], centroids in use; None for all.
       tau: softmax temperature.
+      weight: float[clusters], how much the rows of each cluster count in the mean, 0 or more;
+        None for all alike. Rows of weight 0 still meet their cluster as others do.
 
     Returns:
       Scalar loss.
 
-    Source: CCAFL, inter-camera contrast; ClusterContrast (Dai et al.), eq. 4.
+    Source: CCAFL, inter-camera contrast; ClusterContrast (Dai et al.), eq. 4; CALR's weights are
+      `camera_entropy_weights` (where all are 0 the released code gives NaN, this 0).
     """
     logits = einsum("bd,kd->bk", f, jax.lax.stop_gradient(mu)) / tau  # [batch, clusters]
     own = one_hot_mask(lab, mu.shape[0])
     used = jnp.ones(mu.shape[0], bool) if k_valid is None else k_valid
     loss = masked_cross_entropy(logits, own, jnp.broadcast_to(used, logits.shape))
-    return masked_mean(loss, lab >= 0)
+    if weight is None:
+        return masked_mean(loss, lab >= 0)
+    share = jnp.where(lab >= 0, of_rows(weight, jnp.maximum(lab, 0)), 0)
+    total = jnp.sum(share)
+    return weighted_sum(loss, share / jnp.where(total > 0, total, 1))
