@@ -6,7 +6,7 @@ sharding rules and checkpoints then all speak of the same names.
 """
 
 import dataclasses
-from typing import Any
+from typing import Any, Self
 
 import jax
 import jax.numpy as jnp
@@ -41,15 +41,13 @@ def batch_stats_of(model: nnx.Module) -> FlatDict:
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class TrainState:
-    """What one training step of an image encoder reads and writes.
+    """What one training step of an image encoder reads and writes; methods add heads of their own.
 
     Attributes:
       step: int32[], steps done since the encoder began to train; the clock of all random keys.
       params: trainable parameters of the image model, by path.
       batch_stats: running statistics, by path.
       opt_state: optimiser state of `params`.
-      classifier: float[classes, dim], the global identity classifier.
-      classifier_opt: its optimiser state.
       memory: the memory banks of the present phase.
     """
 
@@ -57,11 +55,9 @@ class TrainState:
     params: FlatDict
     batch_stats: FlatDict
     opt_state: Any
-    classifier: jax.Array
-    classifier_opt: Any
     memory: FlatDict
 
-    def replace(self, **changes: Any) -> "TrainState":
+    def replace(self, **changes: Any) -> Self:
         """A copy with some fields changed."""
         return dataclasses.replace(self, **changes)
 

@@ -36,6 +36,7 @@ from ccafl_jax.methods.ccafl.phases import (
     make_step,
     phase_of,
 )
+from ccafl_jax.methods.ccafl.state import CCAFLState
 from ccafl_jax.models.clip import CLIP, CLIPConfig, TextConfig
 from ccafl_jax.models.layers import Compute
 from ccafl_jax.models.prompts import (
@@ -48,13 +49,7 @@ from ccafl_jax.training.features import feature_extractor
 from ccafl_jax.training.inputs import ImageInput, ResidentImages, StreamedImages
 from ccafl_jax.training.optimizers import apply_scaled, bias_factors
 from ccafl_jax.training.sharding import make_mesh, replicate
-from ccafl_jax.training.state import (
-    FlatDict,
-    TrainState,
-    batch_stats_of,
-    merge_model,
-    split_model,
-)
+from ccafl_jax.training.state import FlatDict, batch_stats_of, merge_model, split_model
 
 IDENTITIES, CAMERAS, CLASSES, IMAGES = 751, 6, 3262, 12_936  # of Market-1501's training set
 QUERIES, GALLERY, TESTED = 3368, 15_913, 750
@@ -380,7 +375,7 @@ def clusters(setup: Setup) -> np.ndarray:
     return np.unique(setup.labels.pid_of, return_inverse=True)[1]
 
 
-def begun(setup: Setup, phase: Phase) -> tuple[Context, TrainState]:
+def begun(setup: Setup, phase: Phase) -> tuple[Context, CCAFLState]:
     """Context and state at the start of an epoch of a phase."""
     classes, config = setup.labels.num_classes, setup.config
     draws = memories.instance_draws(config, setup.labels.label, classes, 0)

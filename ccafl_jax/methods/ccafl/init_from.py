@@ -18,11 +18,11 @@ import numpy as np
 
 from ccafl_jax.methods.ccafl.progress import tables_by_class
 from ccafl_jax.methods.ccafl.prompts import PromptState
+from ccafl_jax.methods.ccafl.state import CCAFLState
 from ccafl_jax.methods.metadata import differences
 from ccafl_jax.training.agreement import from_first
 from ccafl_jax.training.checkpoints import Checkpoints
 from ccafl_jax.training.description import check_digest, check_format
-from ccafl_jax.training.state import TrainState
 from ccafl_jax.training.storage import open_path
 
 if TYPE_CHECKING:
@@ -102,11 +102,11 @@ def _checkpoints_of(folder: str | os.PathLike) -> "epath.Path":
 def take_over(
     earlier: Earlier,
     run: Mapping[str, Any],
-    state: TrainState,
+    state: CCAFLState,
     prompt_state: PromptState,
     *,
     held_out: Collection[Name] = (),
-) -> tuple[TrainState, PromptState]:
+) -> tuple[CCAFLState, PromptState]:
     """The states of a fresh run with what an earlier one learned.
 
     Args:

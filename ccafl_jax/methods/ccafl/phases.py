@@ -19,6 +19,7 @@ from ccafl_jax import losses
 from ccafl_jax.data.augment import augment
 from ccafl_jax.memory import update_each, update_hard, update_instances, update_mean
 from ccafl_jax.methods.ccafl.config import CCAFLConfig, OptimizerConfig
+from ccafl_jax.methods.ccafl.state import CCAFLState
 from ccafl_jax.numerics import NEG
 from ccafl_jax.training.layout import BY_CLASS, REPLICATED, Rules, constrain
 from ccafl_jax.training.loop import is_finite, keep_where
@@ -30,7 +31,7 @@ from ccafl_jax.training.optimizers import (
     label_by_path,
     warmup_multistep,
 )
-from ccafl_jax.training.state import FlatDict, TrainState, batch_stats_of, merge_model
+from ccafl_jax.training.state import FlatDict, batch_stats_of, merge_model
 
 log = logging.getLogger("ccafl_jax")
 
@@ -141,9 +142,9 @@ def classifier_optimizer(config: CCAFLConfig) -> optax.GradientTransformation:
 
 def initial_state(
     config: CCAFLConfig, params: FlatDict, batch_stats: FlatDict, classifier: jax.Array
-) -> TrainState:
+) -> CCAFLState:
     """The state before the first step, without a memory."""
-    return TrainState(
+    return CCAFLState(
         step=jnp.zeros((), jnp.int32),
         params=params,
         batch_stats=batch_stats,
@@ -160,7 +161,7 @@ def layout_rules(config: CCAFLConfig) -> Rules:
 
 
 Step = Callable[
-    [TrainState, Context, jax.Array, jax.Array, jax.Array], tuple[TrainState, dict[str, jax.Array]]
+    [CCAFLState, Context, jax.Array, jax.Array, jax.Array], tuple[CCAFLState, dict[str, jax.Array]]
 ]
 
 
@@ -231,7 +232,7 @@ def make_step(
         updates, opt_state = tx.update(gradients, state.opt_state, state.params)
         metrics = aux["metrics"] | {"grad_norm": optax.tree.norm(gradients)}
         finite = is_finite(metrics)
-        new_state = TrainState(
+        new_state = CCAFLState(
             step=state.step + 1,
             params=apply_scaled(
                 state.params, updates, learning_rate=learning_rate, factors=factors

@@ -10,9 +10,10 @@ import numpy as np
 from ccafl_jax.methods import progress
 from ccafl_jax.methods.ccafl.config import CCAFLConfig
 from ccafl_jax.methods.ccafl.prompts import PromptState
+from ccafl_jax.methods.ccafl.state import CCAFLState
+from ccafl_jax.methods.packing import pack_state, unpack_state
 from ccafl_jax.training.checkpoints import leaves_by_path, restore_leaves
 from ccafl_jax.training.layout import with_rows
-from ccafl_jax.training.state import TrainState
 
 
 @dataclasses.dataclass
@@ -86,7 +87,7 @@ def summarize(
 
 
 def pack(
-    state: TrainState,
+    state: CCAFLState,
     prompt_state: PromptState,
     class_text: jax.Array | None,
     *,
@@ -98,20 +99,13 @@ def pack(
       state: of the encoder.
       prompt_state: of the prompts.
       class_text: texts of the classes, once there are any.
-      memory: with the memory banks; at the borders of epochs they are left out, as every epoch
-        rebuilds them from features.
+      memory: with the memory banks.
     """
-    tree = {
-        "params": state.params,
-        "batch_stats": state.batch_stats,
-        "opt_state": leaves_by_path(state.opt_state),
+    tree = pack_state(state, memory=memory) | {
         "classifier": state.classifier,
         "classifier_opt": leaves_by_path(state.classifier_opt),
-        "step": state.step,
         "prompts": leaves_by_path(prompt_state),
     }
-    if memory:
-        tree["memory"] = state.memory
     return tree if class_text is None else tree | {"class_text": class_text}
 
 
@@ -125,8 +119,8 @@ def tables_by_class(tree: dict[str, Any]) -> tuple[np.ndarray, np.ndarray]:
 
 
 def unpack(
-    tree: dict[str, Any], state: TrainState, prompt_state: PromptState, *, clusters: int
-) -> tuple[TrainState, PromptState, Any]:
+    tree: dict[str, Any], state: CCAFLState, prompt_state: PromptState, *, clusters: int
+) -> tuple[CCAFLState, PromptState, Any]:
     """Inverse of :func:`pack`, in the structure of the given states.
 
     Args:
@@ -140,28 +134,15 @@ def unpack(
     """
     rows = state.classifier.shape[0]  # which depend on the devices where these share them
     table = {"centroids": rows, "instances": rows, "clusters": clusters}
-    restored = state.replace(
-        step=tree["step"],
-        params=_same_keys(state.params, tree["params"]),
-        batch_stats=_same_keys(state.batch_stats, tree["batch_stats"]),
-        opt_state=restore_leaves(state.opt_state, tree["opt_state"]),
+    restored = unpack_state(tree, state)
+    restored = restored.replace(
         classifier=with_rows(tree["classifier"], rows),
         classifier_opt=restore_leaves(
             state.classifier_opt, {k: with_rows(x, rows) for k, x in tree["classifier_opt"].items()}
         ),
         memory={
             name: with_rows(bank, table[name]) if name in table else bank
-            for name, bank in tree.get("memory", {}).items()
+            for name, bank in restored.memory.items()
         },
     )
     return restored, restore_leaves(prompt_state, tree["prompts"]), tree.get("class_text")
-
-
-def _same_keys(expected: dict, found: dict) -> dict:
-    missing, extra = sorted(expected.keys() - found.keys()), sorted(found.keys() - expected.keys())
-    if missing or extra:
-        raise ValueError(
-            f"the checkpoint is of another model: it lacks {missing[:3]} and has {extra[:3]}; use "
-            "the model options it was trained with"
-        )
-    return {key: found[key] for key in expected}

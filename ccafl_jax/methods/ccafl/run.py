@@ -33,6 +33,7 @@ from ccafl_jax.methods.ccafl.phases import (
     report_classifier,
 )
 from ccafl_jax.methods.ccafl.progress import Progress, pack, summarize, unpack
+from ccafl_jax.methods.ccafl.state import CCAFLState
 from ccafl_jax.methods.metadata import class_digest, class_names, describe_run
 from ccafl_jax.methods.run import EncoderRun, Images, headline, progress_bar
 from ccafl_jax.models.clip import CLIP, Tokenizer
@@ -46,7 +47,7 @@ from ccafl_jax.training.loop import mean_metrics
 from ccafl_jax.training.preemption import Preempted
 from ccafl_jax.training.processes import is_first
 from ccafl_jax.training.sharding import check_batch, place, replicate
-from ccafl_jax.training.state import TrainState, split_model
+from ccafl_jax.training.state import split_model
 
 log = logging.getLogger("ccafl_jax")
 
@@ -388,7 +389,7 @@ class Run(EncoderRun):
             self.state = self._laid_out(self.state.replace(memory=memory))
         return replicate(context, self.mesh)
 
-    def _laid_out(self, state: TrainState) -> TrainState:
+    def _laid_out(self, state: CCAFLState) -> CCAFLState:
         return place(state, layout(state, self.mesh, layout_rules(self.config)))
 
     def _associate(self, epoch: int, phase: Phase, features: jax.Array) -> dict:
