@@ -9,7 +9,7 @@ from ccafl_jax.data.augment import AugmentConfig
 from ccafl_jax.data.names import Names
 from ccafl_jax.data.records import Records, ReIDDataset
 from ccafl_jax.data.sources import FolderSource
-from ccafl_jax.methods.ccafl.cameras import keep_cameras
+from ccafl_jax.methods.cameras import keep_cameras
 from ccafl_jax.methods.ccafl.config import (
     CCAFLConfig,
     DataConfig,

@@ -10,8 +10,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from ccafl_jax.methods.cameras import camera_names, keep_cameras
 from ccafl_jax.methods.ccafl import phases, setup
-from ccafl_jax.methods.ccafl.cameras import camera_names, keep_cameras
 from ccafl_jax.methods.ccafl.config import CameraHeadConfig, CCAFLConfig, DataConfig
 from ccafl_jax.options import from_mapping
 from ccafl_jax.pseudo_labels.associations import ASSOCIATIONS

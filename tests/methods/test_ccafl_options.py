@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 
 from ccafl_jax.data.augment import augment
+from ccafl_jax.methods.cameras import keep_cameras
 from ccafl_jax.methods.ccafl import memories, phases, prompts, setup
-from ccafl_jax.methods.ccafl.cameras import keep_cameras
 from ccafl_jax.methods.ccafl.config import STAGES, CCAFLConfig, ModelConfig
 from ccafl_jax.methods.ccafl.model import image_model
 from ccafl_jax.methods.ccafl.progress import Progress, summarize

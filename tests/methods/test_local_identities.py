@@ -7,8 +7,8 @@ import jax
 import numpy as np
 import pytest
 
+from ccafl_jax.methods.cameras import hide_identities
 from ccafl_jax.methods.ccafl import local_identities, setup
-from ccafl_jax.methods.ccafl.cameras import hide_identities
 from ccafl_jax.methods.ccafl.config import CCAFLConfig
 from ccafl_jax.options import from_mapping
 from configs.ccafl_demo import get_config

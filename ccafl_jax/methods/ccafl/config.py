@@ -10,9 +10,9 @@ import functools
 from collections.abc import Callable
 
 from ccafl_jax.data.augment import AugmentConfig
-from ccafl_jax.data.layouts import LAYOUTS
-from ccafl_jax.data.opening import SOURCES
-from ccafl_jax.methods.ccafl.cameras import camera_names
+from ccafl_jax.methods import options
+from ccafl_jax.methods.cameras import camera_names
+from ccafl_jax.methods.options import EvaluationConfig, InputConfig
 from ccafl_jax.models.layers import ATTENTION
 from ccafl_jax.options import require, require_choice
 from ccafl_jax.pseudo_labels.agglomerative import number_of_clusters
@@ -25,19 +25,10 @@ STAGES = ("prompts", "intra", "inter")
 
 
 @dataclasses.dataclass(frozen=True)
-class DataConfig:
-    """Which images, and how they reach the model.
+class DataConfig(options.DataConfig):
+    """Which images, which of them are labelled, and how they reach the model.
 
-    Attributes:
-      name: of the data set, a key of `ccafl_jax.data.layouts.LAYOUTS`; `synthetic` are the embedded
-        people, drawn into the work folder when `root` is empty.
-      root: folder of the data set, or one that holds it.
-      source: `folder` (the raw download), `prepared` (from scripts/prepare_data.py), or `auto`,
-        which looks what `root` holds.
-      height, width: pixels after resizing.
-      cache: folder for decoded images, which later runs map into memory; none when empty.
-      synthetic_seed, synthetic_ids: which synthetic people to draw when `root` is empty, and how
-        many training identities.
+    Attributes, beside those of all methods:
       allow_single_identity: accept cameras with one identity, whose intra-camera losses are 0.
       val_fraction: share of each camera's training identities that is held out of training, as
         an alarm of overfitting (docs/ccafl.md); it selects nothing.
@@ -47,37 +38,23 @@ class DataConfig:
         labelled them.
       local_clusters: how many clusters a camera gets: a number, or `n//5`, one for every five of
         its images.
-      train_cameras: codes of the cameras to train on, such as 1,2,5; empty means all. Queries and
-        gallery stay whole.
     """
 
-    name: str = "market1501"
-    root: str = ""
-    source: str = "auto"
-    height: int = 256
-    width: int = 128
-    cache: str = ""
-    synthetic_seed: int = 100
-    synthetic_ids: int = 200
     allow_single_identity: bool = False
     val_fraction: float = 0.0
     unlabelled: str = "drop"
     unlabelled_cameras: tuple[int | str, ...] = ()
     local_clusters: int | str = "n//5"
-    train_cameras: tuple[int | str, ...] = ()
 
     def __post_init__(self):
+        super().__post_init__()
         require_choice("unlabelled", self.unlabelled, ("drop", "cluster"))
         number_of_clusters(self.local_clusters, 1)
-        require_choice("name", self.name, tuple(LAYOUTS))
-        require_choice("source", self.source, SOURCES)
-        require(self.height >= 32 and self.width >= 16, "height and width must be at least 32x16")
         require(
             0 <= self.val_fraction < 1,
             f"val_fraction is {self.val_fraction}, must be at least 0 and below 1",
         )
-        for option in ("train_cameras", "unlabelled_cameras"):
-            object.__setattr__(self, option, camera_names(getattr(self, option)))
+        object.__setattr__(self, "unlabelled_cameras", camera_names(self.unlabelled_cameras))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -412,42 +389,6 @@ class AssociationConfig:
         }
         options = {name: getattr(self, name) for name in defaults}
         return functools.partial(function, **options_taken(function, options, defaults))
-
-
-@dataclasses.dataclass(frozen=True)
-class InputConfig:
-    """How training images reach the devices; changes no result.
-
-    Attributes:
-      kind: `resident` keeps all of them on every device, `streaming` sends them batch by batch;
-        `auto` is resident where they fit into `share` of a device's memory.
-      share: of the memory of a device, or of the host where it has none of its own.
-    """
-
-    kind: str = "auto"
-    share: float = 0.3
-
-    def __post_init__(self):
-        require_choice("kind", self.kind, ("auto", "resident", "streaming"))
-        require(0 < self.share <= 1, f"share is {self.share}, must lie above 0 and up to 1")
-
-
-@dataclasses.dataclass(frozen=True)
-class EvaluationConfig:
-    """When and how the test set is ranked.
-
-    Attributes:
-      every: epochs between evaluations, counted in stages 2 and 3 (0: only at stage ends).
-      batch: images per extraction call, for training images too.
-      no_match: queries without a match are skipped (`skip`) or count as 0 (`zero`, the release).
-    """
-
-    every: int = 10
-    batch: int = 128
-    no_match: str = "skip"
-
-    def __post_init__(self):
-        require_choice("no_match", self.no_match, ("skip", "zero"))
 
 
 @dataclasses.dataclass(frozen=True)

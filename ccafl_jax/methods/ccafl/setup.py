@@ -15,7 +15,7 @@ from ccafl_jax.data.labels import check_cameras
 from ccafl_jax.data.layouts import require_images
 from ccafl_jax.data.opening import open_dataset
 from ccafl_jax.data.records import ReIDDataset
-from ccafl_jax.methods.ccafl.cameras import hide_identities, keep_cameras
+from ccafl_jax.methods.cameras import hide_identities, keep_cameras
 from ccafl_jax.methods.ccafl.config import CCAFLConfig, DataConfig, ModelConfig
 from ccafl_jax.methods.ccafl.local_identities import with_local_identities
 from ccafl_jax.methods.ccafl.run import Run
