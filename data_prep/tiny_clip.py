@@ -41,7 +41,7 @@ from ccafl_jax.models.clip import (
     save_clip,
 )
 from ccafl_jax.models.layers import BNNeck, Compute, GeM, Linear
-from ccafl_jax.models.reid import CLIPReID
+from ccafl_jax.models.reid import ReIDModel
 from data_prep import synthetic
 
 HEIGHT, WIDTH = 64, 32
@@ -373,7 +373,7 @@ def zero_shot_features(
       f float32[n, dim], L2-normalised (GeM and the calibrated neck), and g float32[n, joint_dim]
       (attention pool).
     """
-    model = CLIPReID(load_clip(directory).visual)
+    model = ReIDModel(load_clip(directory).visual)
 
     @jax.jit
     def forward(batch):

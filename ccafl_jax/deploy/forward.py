@@ -11,7 +11,7 @@ from ccafl_jax.data.augment import normalize
 from ccafl_jax.deploy.bundle import ModelBundle
 from ccafl_jax.models.layers import Compute
 from ccafl_jax.models.named_tensors import variables_by_path
-from ccafl_jax.models.reid import CLIPReID, ReIDConfig, build_reid
+from ccafl_jax.models.reid import ReIDConfig, ReIDModel, build_reid
 from ccafl_jax.training.description import Preprocess
 from ccafl_jax.training.state import FlatDict, merge_model
 
@@ -64,18 +64,18 @@ def all_arrays(bundle: ModelBundle) -> dict[str, jax.Array]:
     return {**bundle.params, **bundle.batch_stats}
 
 
-def abstract_model(model: ReIDConfig, *, compute: Compute | None = None) -> CLIPReID:
+def abstract_model(model: ReIDConfig, *, compute: Compute | None = None) -> ReIDModel:
     """The model with shapes in place of arrays."""
     return nnx.eval_shape(lambda: build_reid(model, compute=compute))
 
 
-def shapes_of(model: CLIPReID, kind: type) -> dict[str, jax.ShapeDtypeStruct]:
+def shapes_of(model: ReIDModel, kind: type) -> dict[str, jax.ShapeDtypeStruct]:
     """Shape and dtype of every variable of a kind, by path."""
     variables = variables_by_path(model, kind)
     return {path: variable.get_value() for path, variable in variables.items()}
 
 
-def check_arrays(found: Mapping[str, jax.Array], model: CLIPReID, kind: type, where: str) -> None:
+def check_arrays(found: Mapping[str, jax.Array], model: ReIDModel, kind: type, where: str) -> None:
     """Compares arrays with what the model needs.
 
     Raises:

@@ -293,10 +293,19 @@ def _group_means(x: jax.Array, group: int) -> jax.Array:
     rows, inner = x.shape[0], tuple(range(1, x.ndim - 1))
     if group == rows:
         return jnp.mean(x, axis=(0, *inner), keepdims=True)
+    if group == 1:
+        return jnp.mean(x, axis=inner, keepdims=True)
     member = np.arange(rows) // group
     average = jnp.asarray((member[:, None] == member) / group, x.dtype)  # [rows, rows]
     means = numerics.einsum("rs,sc->rc", average, jnp.mean(x, axis=inner))
     return jnp.expand_dims(means, inner)
+
+
+def normalize_instances(
+    x: jax.Array, scale: jax.Array, bias: jax.Array, *, eps: float = 1e-5
+) -> jax.Array:
+    """Normalises every row of float[batch, ..., features] by its own statistics, by channel."""
+    return _normalize_groups(x, scale, bias, 1, eps)[0]
 
 
 class LayerNorm(nnx.Module):

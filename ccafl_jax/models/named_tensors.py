@@ -60,6 +60,41 @@ THREE_LINEAR = Layout(  # file: query, key and value apart, [out, in] each
 THREE_BIASES = Layout(lambda *parts: np.concatenate(parts), lambda x: tuple(np.split(x, 3)))
 
 
+def row(path: str, name: str | tuple[str, ...], layout: Layout = SAME) -> Row:
+    """A row of one name or several."""
+    return Row(path, (name,) if isinstance(name, str) else name, layout)
+
+
+def prefixed(table: Table, path: str, name: str) -> Table:
+    """A table with something put before all paths, and before all names."""
+    return tuple(
+        Row(path + each.path, tuple(name + part for part in each.names), each.layout)
+        for each in table
+    )
+
+
+def affine(path: str, name: str) -> Table:
+    """Scale and shift of layer norms and the like."""
+    return row(rf"{path}/scale", rf"{name}.weight"), row(rf"{path}/bias", rf"{name}.bias")
+
+
+def batch_norm(path: str, name: str) -> Table:
+    """Scale, shift and running statistics."""
+    return (
+        *affine(path, name),
+        row(rf"{path}/mean", rf"{name}.running_mean"),
+        row(rf"{path}/var", rf"{name}.running_var"),
+    )
+
+
+def linear(path: str, name: str) -> Table:
+    """Kernel and bias of an affine map."""
+    return (
+        row(rf"{path}/kernel", rf"{name}.weight", LINEAR),
+        row(rf"{path}/bias", rf"{name}.bias"),
+    )
+
+
 def variables_by_path(model: nnx.Module, *kinds: type[nnx.Variable]) -> dict[str, nnx.Variable]:
     """The variables of some kinds by path; by default parameters and running statistics."""
     wanted = nnx.filterlib.Any(*(kinds or (nnx.Param, nnx.BatchStat)))

@@ -1,4 +1,4 @@
-"""The re-identification model: CLIP's image tower, a pooling and the BN neck."""
+"""The re-identification model: an image tower, a pooling and the BN neck."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -8,15 +8,15 @@ import jax.numpy as jnp
 from flax import nnx
 
 from ccafl_jax import numerics
-from ccafl_jax.models.clip.config import (
-    ResNetConfig,
-    VisionConfig,
-    ViTConfig,
-    vision_from_json,
-    vision_to_json,
-)
-from ccafl_jax.models.clip.model import ImageTower, build_tower
+from ccafl_jax.models.clip.config import ViTConfig
 from ccafl_jax.models.layers import BatchNorm, BNNeck, Compute, GeM
+from ccafl_jax.models.towers import (
+    Tower,
+    TowerConfig,
+    build_tower,
+    tower_from_json,
+    tower_to_json,
+)
 
 POOLINGS = ("gem", "mean", "class_token")
 
@@ -52,12 +52,12 @@ class ReIDConfig:
 
     Attributes:
       vision: the image tower.
-      embed_dim: size of the joint space.
+      embed_dim: size of the joint space with texts; 0 where the tower has none, `g` is None then.
       activation: of the blocks of a ViT.
       heads: from the tower to the feature.
     """
 
-    vision: VisionConfig
+    vision: TowerConfig
     embed_dim: int
     activation: str
     heads: HeadConfig
@@ -70,7 +70,7 @@ class ReIDConfig:
     def to_json(self) -> dict:
         """As JSON values."""
         return {
-            "vision": vision_to_json(self.vision),
+            "vision": tower_to_json(self.vision),
             "embed_dim": self.embed_dim,
             "activation": self.activation,
             "heads": dataclasses.asdict(self.heads),
@@ -80,21 +80,21 @@ class ReIDConfig:
     def from_json(cls, raw: Mapping) -> "ReIDConfig":
         """Inverse of `to_json`."""
         return cls(
-            vision=vision_from_json(raw["vision"]),
+            vision=tower_from_json(raw["vision"]),
             embed_dim=raw["embed_dim"],
             activation=raw["activation"],
             heads=HeadConfig(**raw["heads"]),
         )
 
 
-def default_heads(vision: VisionConfig) -> HeadConfig:
+def default_heads(vision: TowerConfig) -> HeadConfig:
     """CCAFL's generalised mean for ResNets; CLIP-ReID's class token and projection for ViTs."""
     if isinstance(vision, ViTConfig):
         return HeadConfig(pooling="class_token", joint=True)
     return HeadConfig(pooling="gem")
 
 
-class CLIPReID(nnx.Module):
+class ReIDModel(nnx.Module):
     """Image tower with two heads: `f` for retrieval and `g` for comparison with texts.
 
     `g` is CLIP's feature of the joint space, not normalised. `f` is the L2-normalised BN neck of
@@ -107,7 +107,7 @@ class CLIPReID(nnx.Module):
 
     def __init__(
         self,
-        visual: ImageTower,
+        visual: Tower,
         heads: HeadConfig | None = None,
         *,
         bn_group: int = 0,
@@ -200,7 +200,7 @@ class CLIPReID(nnx.Module):
 
 def build_reid(
     config: ReIDConfig, *, compute: Compute | None = None, bn_group: int = 0
-) -> CLIPReID:
+) -> ReIDModel:
     """The model that a configuration describes, with random parameters.
 
     Where only shapes are needed, wrap the call in `nnx.eval_shape`.
@@ -213,7 +213,7 @@ def build_reid(
         compute=compute,
         rngs=rngs,
     )
-    return CLIPReID(visual, config.heads, bn_group=bn_group, rngs=rngs)
+    return ReIDModel(visual, config.heads, bn_group=bn_group, rngs=rngs)
 
 
 def set_bn_group(model: nnx.Module, group: int) -> None:
@@ -223,8 +223,8 @@ def set_bn_group(model: nnx.Module, group: int) -> None:
             module.group = group
 
 
-def _check_heads(vision: VisionConfig, heads: HeadConfig) -> None:
-    if isinstance(vision, ResNetConfig):
+def _check_heads(vision: TowerConfig, heads: HeadConfig) -> None:
+    if not isinstance(vision, ViTConfig):
         if heads.pooling == "class_token" or heads.cameras:
             raise ValueError(
                 f"a ResNet has no class token (pooling {heads.pooling!r}, cameras "

@@ -9,11 +9,11 @@ from ccafl_jax.models.clip.config import VisionConfig
 from ccafl_jax.models.clip.naming import reid_table
 from ccafl_jax.models.clip.weights import UNUSED, position_fits
 from ccafl_jax.models.named_tensors import export, fill, matches, where
-from ccafl_jax.models.reid import CLIPReID
+from ccafl_jax.models.reid import ReIDModel
 
 
 def load_reid_tensors(
-    model: CLIPReID,
+    model: ReIDModel,
     tensors: Mapping[str, np.ndarray],
     *,
     tower: str = "image_encoder.",
@@ -56,7 +56,7 @@ def load_reid_tensors(
     return fill(model, tensors, table=table, unused=unused, fits=fits)
 
 
-def reid_tensors(model: CLIPReID, *, tower: str = "visual.") -> dict[str, np.ndarray]:
+def reid_tensors(model: ReIDModel, *, tower: str = "visual.") -> dict[str, np.ndarray]:
     """The parameters and statistics of a re-identification model, named and ordered as in a file.
 
     Args:

@@ -27,7 +27,7 @@ def feature_extractor(
     """An extractor of what `method` of the image model returns in evaluation mode.
 
     Args:
-      graphdef: of a `CLIPReID`.
+      graphdef: of a `ReIDModel`.
       method: "embed" (f), "image_features" (g, which knows no cameras) or "pooled" (before the
         neck).
       mean: subtracted from pixels scaled to 0..1, by channel.

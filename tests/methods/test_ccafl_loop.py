@@ -27,7 +27,7 @@ from ccafl_jax.methods.ccafl.progress import Progress
 from ccafl_jax.methods.ccafl.run import Run
 from ccafl_jax.models.clip import ModifiedResNet, ResNetConfig
 from ccafl_jax.models.layers import Compute
-from ccafl_jax.models.reid import CLIPReID
+from ccafl_jax.models.reid import ReIDModel
 from ccafl_jax.models.reid_weights import load_reid_tensors
 from ccafl_jax.training.inputs import ResidentImages
 from ccafl_jax.training.loop import Loop
@@ -91,7 +91,7 @@ class ReferenceRun(Run):
         compute = Compute(dtype=dtype, param_dtype=dtype)
         visual = ModifiedResNet(vision, out_features=16, compute=compute, rngs=nnx.Rngs(0))
         visual.attnpool.heads = int(record["hp_heads"])  # the files' tiny tower has more of them
-        model = CLIPReID(visual)
+        model = ReIDModel(visual)
         initial = {k[5:]: v for k, v in weights.items() if k.startswith("init.")}
         classifier = jnp.asarray(initial.pop("classifier.weight"), dtype)
         load_reid_tensors(model, initial)

@@ -10,7 +10,7 @@ from flax import nnx
 from ccafl_jax.models.clip import CLIP, parse_config
 from ccafl_jax.models.clip.naming import OPENAI
 from ccafl_jax.models.named_tensors import names_of, variables_by_path
-from ccafl_jax.models.reid import CLIPReID
+from ccafl_jax.models.reid import ReIDModel
 
 # Parameters of OpenAI's models, as they are published.
 PARAMETERS = {
@@ -108,7 +108,7 @@ def test_images_of_people(family, size):
     if family == "ViT-B/16":
         options["patch_stride"] = 12
     config = config_of(family).for_images(size, **options)
-    model = nnx.eval_shape(lambda: CLIPReID(CLIP(config, rngs=nnx.Rngs(0)).visual))
+    model = nnx.eval_shape(lambda: ReIDModel(CLIP(config, rngs=nnx.Rngs(0)).visual))
     graphdef, state = nnx.split(model)
     images = jax.ShapeDtypeStruct((2, *size, 3), jnp.float32)
     f, g = jax.eval_shape(

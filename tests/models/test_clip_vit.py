@@ -6,7 +6,7 @@ from flax import nnx
 
 from ccafl_jax.models.clip import VisionTransformer, ViTConfig, build_tower
 from ccafl_jax.models.layers import Compute
-from ccafl_jax.models.reid import CLIPReID, HeadConfig, default_heads
+from ccafl_jax.models.reid import HeadConfig, ReIDModel, default_heads
 from ccafl_jax.models.reid_weights import load_reid_tensors
 from tests.golden_data import golden
 from tests.models.checkpoints import close, to_nchw, to_nhwc
@@ -44,7 +44,7 @@ def build(*, cameras=3, feature="pooled", dtype=jnp.float32, remat=False):
         visual = build_tower(
             vision(), out_features=12, activation="quick_gelu", compute=compute, rngs=nnx.Rngs(0)
         )
-        return CLIPReID(visual, heads)
+        return ReIDModel(visual, heads)
 
     model = nnx.eval_shape(make)
     tensors = wrapper_tensors()
@@ -252,7 +252,7 @@ def test_impossible_sizes_are_refused(model):
     with pytest.raises(ValueError, match="got 32x32 images, its positions are for 64x32"):
         model.visual.encode(jnp.zeros((1, 32, 32, 3)))
     with pytest.raises(ValueError, match="a ViT takes 'class_token'"):
-        CLIPReID(model.visual, HeadConfig(pooling="gem"))
+        ReIDModel(model.visual, HeadConfig(pooling="gem"))
     assert default_heads(vision()) == HeadConfig(pooling="class_token", joint=True)
 
 

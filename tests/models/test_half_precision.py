@@ -12,7 +12,7 @@ from jax.extend.core import Jaxpr
 from ccafl_jax.models.clip import CLIP
 from ccafl_jax.models.clip.transformer import Block
 from ccafl_jax.models.layers import Compute, LayerNorm
-from ccafl_jax.models.reid import CLIPReID
+from ccafl_jax.models.reid import ReIDModel
 from tests.models.checkpoints import small_config, small_vit_config
 
 WIDE = ("exp", "log", "rsqrt", "sqrt", "div", "reduce_sum", "reduce_max", "argmax", "pow")
@@ -37,7 +37,7 @@ def towers(config):
 @pytest.mark.parametrize("config", [small_config(), small_vit_config()], ids=["resnet", "vit"])
 def test_reductions_and_softmax_are_float32(config):
     clip = towers(config)
-    model = CLIPReID(clip.visual)
+    model = ReIDModel(clip.visual)
     graphdef, params, stats = nnx.split(model, nnx.Param, nnx.BatchStat)
     images = jnp.zeros((2, *config.vision.image_size, 3))
     ids = jnp.zeros((2, 5), int)

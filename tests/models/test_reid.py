@@ -10,7 +10,7 @@ from flax import nnx
 
 from ccafl_jax.models.clip import ModifiedResNet, ResNetConfig
 from ccafl_jax.models.layers import BatchNorm, Compute
-from ccafl_jax.models.reid import CLIPReID, set_bn_group
+from ccafl_jax.models.reid import ReIDModel, set_bn_group
 from ccafl_jax.models.reid_weights import load_reid_tensors
 from tests.golden_data import golden
 from tests.models.checkpoints import close, to_nchw, to_nhwc
@@ -24,7 +24,7 @@ def build(*, dtype=jnp.float32, bn_group=0, tensors=None, remat=False):
     def make():
         compute = Compute(param_dtype=dtype, remat=remat)
         visual = ModifiedResNet(CONFIG, out_features=16, compute=compute, rngs=nnx.Rngs(0))
-        return CLIPReID(visual, bn_group=bn_group)
+        return ReIDModel(visual, bn_group=bn_group)
 
     model = nnx.eval_shape(make)
     load_reid_tensors(model, tensors or official_tensors())

@@ -6,10 +6,10 @@ from flax import nnx
 
 from ccafl_jax.methods.ccafl.config import CCAFLConfig
 from ccafl_jax.models.clip import CLIP, ViTConfig
-from ccafl_jax.models.reid import CLIPReID, ReIDConfig, default_heads
+from ccafl_jax.models.reid import ReIDConfig, ReIDModel, default_heads
 
 
-def image_model(clip: CLIP, config: CCAFLConfig, *, cameras: int) -> tuple[CLIPReID, ReIDConfig]:
+def image_model(clip: CLIP, config: CCAFLConfig, *, cameras: int) -> tuple[ReIDModel, ReIDConfig]:
     """The model and its sizes.
 
     Args:
@@ -29,7 +29,7 @@ def image_model(clip: CLIP, config: CCAFLConfig, *, cameras: int) -> tuple[CLIPR
                 "weights are a ResNet's"
             )
         heads = dataclasses.replace(heads, cameras=cameras, camera_scale=options.camera_scale)
-    model = CLIPReID(clip.visual, heads, bn_group=options.bn_group, rngs=nnx.Rngs(config.seed))
+    model = ReIDModel(clip.visual, heads, bn_group=options.bn_group, rngs=nnx.Rngs(config.seed))
     sizes = ReIDConfig(
         vision=vision,
         embed_dim=clip.config.embed_dim,

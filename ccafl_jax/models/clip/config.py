@@ -1,7 +1,6 @@
 """Sizes of a CLIP model."""
 
 import dataclasses
-from collections.abc import Mapping
 
 ACTIVATIONS = ("quick_gelu", "gelu")
 
@@ -178,20 +177,3 @@ class CLIPConfig:
         else:
             changes["last_stride"] = last_stride or self.vision.last_stride
         return dataclasses.replace(self, vision=dataclasses.replace(self.vision, **changes))
-
-
-def vision_to_json(vision: VisionConfig) -> dict:
-    """The sizes of an image tower and its kind, as JSON values."""
-    kind = "vit" if isinstance(vision, ViTConfig) else "resnet"
-    sizes = dataclasses.asdict(vision)
-    return {"kind": kind} | {k: list(v) if isinstance(v, tuple) else v for k, v in sizes.items()}
-
-
-def vision_from_json(raw: Mapping) -> VisionConfig:
-    """Inverse of :func:`vision_to_json`."""
-    sizes = {k: tuple(v) if isinstance(v, list) else v for k, v in raw.items()}
-    kinds = {"resnet": ResNetConfig, "vit": ViTConfig}
-    kind = sizes.pop("kind", None)
-    if kind not in kinds:
-        raise ValueError(f"image tower of kind {kind!r}; known kinds are {sorted(kinds)}")
-    return kinds[kind](**sizes)

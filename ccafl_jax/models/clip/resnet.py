@@ -31,7 +31,7 @@ class ModifiedResNet(nnx.Module):
     ):
         """Args:
         config: sizes.
-        out_features: size of the joint space.
+        out_features: size of the joint space; 0 leaves it out, with the attention pool.
         compute: arithmetic.
         rngs: random streams of the initial parameters.
         """
@@ -56,13 +56,15 @@ class ModifiedResNet(nnx.Module):
                 channels = 4 * planes
             stages.append(nnx.List(stage))
         self.layer1, self.layer2, self.layer3, self.layer4 = stages
-        self.attnpool = AttentionPool(
-            config.grid,
-            features=config.features,
-            heads=config.heads,
-            out_features=out_features,
-            **options,
-        )
+        self.attnpool = None
+        if out_features:
+            self.attnpool = AttentionPool(
+                config.grid,
+                features=config.features,
+                heads=config.heads,
+                out_features=out_features,
+                **options,
+            )
         self.config = config
         self.out_features = out_features
         self.compute = compute
@@ -102,8 +104,13 @@ class ModifiedResNet(nnx.Module):
             x = _run(stage, x, train)
         return x, _run(self.layer4, x, train)
 
-    def project(self, feature_map: jax.Array) -> jax.Array:
-        """Attention pool of the last map: `[batch, h, w, 32 width]` to `[batch, out_features]`."""
+    def project(self, feature_map: jax.Array) -> jax.Array | None:
+        """Attention pool of the last map: `[batch, h, w, 32 width]` to `[batch, out_features]`.
+
+        None where there is no joint space.
+        """
+        if self.attnpool is None:
+            return None
         return numerics.at_least_float32(self.attnpool(feature_map))
 
 
