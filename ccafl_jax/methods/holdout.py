@@ -111,10 +111,11 @@ def check_same_hold_out(stored: Mapping, config: Any, where: str) -> None:
     if "data" not in options:
         return
     fraction = options["data"].get("val_fraction", 0.0)
-    if fraction != config.data.val_fraction:
+    asked = getattr(config.data, "val_fraction", 0.0)  # not all methods hold identities out
+    if fraction != asked:
         raise ValueError(
             f"{where} was started with data.val_fraction={fraction} and would go on with "
-            f"{config.data.val_fraction}, on other training images: resume with {fraction}"
+            f"{asked}, on other training images: resume with {fraction}"
         )
     seed = options["seed"]
     if fraction and seed != config.seed:

@@ -16,6 +16,7 @@ import sys
 from typing import Any, NoReturn
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from tqdm import tqdm
 
@@ -37,7 +38,7 @@ from ccafl_jax.training.loop import Loop, Watchdog
 from ccafl_jax.training.preemption import Preempted
 from ccafl_jax.training.processes import is_first
 from ccafl_jax.training.saves import Saves
-from ccafl_jax.training.sharding import make_mesh
+from ccafl_jax.training.sharding import make_mesh, replicate
 from ccafl_jax.training.storage import open_path, write_text
 
 log = logging.getLogger("ccafl_jax")
@@ -237,8 +238,30 @@ class EncoderRun(abc.ABC):
         """Extracts retrieval features."""
         return self._extractor("embed", "features")
 
-    def _extract(self, extractor: Extractor, split: str = "train") -> jax.Array:
-        """Features of "train", "val" or "test" (the query set followed by the gallery)."""
+    @functools.cached_property
+    def extract_pooled(self) -> Extractor:
+        """Extracts what enters the neck."""
+        return self._extractor("pooled", "neck statistics")
+
+    def _calibrate_neck(self, chosen: np.ndarray | None = None) -> None:
+        """Sets the neck's running statistics to those of the training images, or of chosen ones."""
+        pooled = np.asarray(self._extract(self.extract_pooled, chosen=chosen), np.float64)
+        stats = dict(self.state.batch_stats)
+        like = stats["neck/mean"]
+        stats["neck/mean"] = jnp.asarray(pooled.mean(0), like.dtype)
+        stats["neck/var"] = jnp.asarray(pooled.var(0, ddof=1), like.dtype)
+        self.state = self.state.replace(batch_stats=replicate(stats, self.mesh))
+
+    def _extract(
+        self, extractor: Extractor, split: str = "train", chosen: np.ndarray | None = None
+    ) -> jax.Array:
+        """Features of "train", "val" or "test" (the query set followed by the gallery).
+
+        Args:
+          extractor: of what.
+          split: of which images.
+          chosen: int[k], rows of the split; None for all.
+        """
         if split == "train":
             images, camid = self.images, self.dataset.train.camid
         elif split == "val":
@@ -247,7 +270,9 @@ class EncoderRun(abc.ABC):
             images, camid = self.test_images, query_then_gallery(self.dataset)[1]
         state, stop = self.state, self.loop.should_stop
         try:
-            return extractor(state.params, state.batch_stats, images, camid, stop=stop)
+            return extractor(
+                state.params, state.batch_stats, images, camid, chosen=chosen, stop=stop
+            )
         except Stopped as stopped:
             raise Preempted(f"{stopped}; {self.saves.words()}") from None
 

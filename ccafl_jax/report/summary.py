@@ -40,6 +40,10 @@ def summary_rows(summary: Mapping) -> list[tuple[str, Mapping[str, Any]]]:
         rows.append((f"{start} f", zero_shot))
         if "g" in zero_shot:
             rows.append((f"{start} g", zero_shot["g"]))
-    names = {"intra": "after stage 2 (intra)", "inter": "after stage 3 (inter)"}
+    names = {
+        "intra": "after stage 2 (intra)",
+        "inter": "after stage 3 (inter)",
+        "global": "after stage 2 (global)",
+    }
     rows += [(names[s["name"]], s) for s in summary["stages"] if s["name"] in names]
     return rows

@@ -44,9 +44,10 @@ def make_extractor(
     Returns:
       A function of params, batch_stats, images (an `ImageInput` on the same mesh, or uint8[n, H,
       W, 3]: on the host, from where one batch after the other is sent, or on devices), cameras
-      (int[n] or None) and `stop`. The result is in the order of the images; where the mesh spans
-      processes, each has all of it on its default device. `stop() -> bool` is called before each
-      batch; True raises `Stopped`, and processes must agree about it.
+      (int[n] or None), `chosen` (int[k], which of the images, in which order; None for all) and
+      `stop`. The result is in the order of the images; where the mesh spans processes, each has
+      all of it on its default device. `stop() -> bool` is called before each batch; True raises
+      `Stopped`, and processes must agree about it.
     """
     size = mesh.devices.size
     batch = -(-batch // size) * size
@@ -65,15 +66,17 @@ def make_extractor(
         images: ImageInput | jax.Array | np.ndarray,
         cameras: np.ndarray | None = None,
         *,
+        chosen: np.ndarray | None = None,
         stop: Callable[[], bool] = lambda: False,
     ) -> jax.Array:
         count = images.shape[0]
         if count == 0:
             raise ValueError("no images to extract features from")
         cameras = np.zeros(count, np.int32) if cameras is None else np.asarray(cameras, np.int32)
-        steps = -(-count // batch)
+        wanted = count if chosen is None else len(chosen)
+        steps = -(-wanted // batch)
         parts = []
-        with contextlib.closing(_as_input(images, mesh).in_order(batch)) as batches:
+        with contextlib.closing(_as_input(images, mesh).in_order(batch, chosen)) as batches:
             for pixels, rows in tqdm(
                 batches, total=steps, desc=description, leave=False, disable=steps < 50
             ):
@@ -85,7 +88,7 @@ def make_extractor(
                     parts[-1 - _RUNNING].block_until_ready()
         if shared:
             parts = [host_local(part) for part in parts]
-        return jnp.concatenate(parts)[:count]
+        return jnp.concatenate(parts)[:wanted]
 
     return extract
 

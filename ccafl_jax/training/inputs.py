@@ -79,19 +79,23 @@ class ImageInput(abc.ABC):
         check_batch(plan.shape[1], self.mesh)
         return self._timed(self._batches(plan))
 
-    def in_order(self, batch: int) -> Generator[tuple[jax.Array, np.ndarray]]:
-        """All images once, in batches of one shape; the last image fills up the last batch.
+    def in_order(
+        self, batch: int, chosen: np.ndarray | None = None
+    ) -> Generator[tuple[jax.Array, np.ndarray]]:
+        """Images once, in batches of one shape; the last image fills up the last batch.
 
         Args:
           batch: rows of a batch, a multiple of the mesh size.
+          chosen: int[k], which images, in which order; None for all.
 
         Yields:
           images: uint8[batch, height, width, 3], split over "data".
           rows: int32[batch], on the host: which images these are.
         """
-        steps = -(-len(self) // batch)
-        places = np.arange(steps * batch, dtype=np.int32).reshape(steps, batch)
-        plan = np.minimum(places, len(self) - 1)
+        chosen = np.arange(len(self), dtype=np.int32) if chosen is None else chosen
+        steps = -(-len(chosen) // batch)
+        places = np.arange(steps * batch).reshape(steps, batch)
+        plan = np.asarray(chosen, np.int32)[np.minimum(places, len(chosen) - 1)]
         with contextlib.closing(self.batches(plan)) as batches:
             for host, (images, rows) in zip(plan, batches, strict=True):
                 taken = _take(images, rows, self._over_rows) if self.resident else images

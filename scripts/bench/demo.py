@@ -66,8 +66,7 @@ def training_free(root: pathlib.Path) -> dict[str, float]:
     from ccafl_jax.data.decoded import load_images
     from ccafl_jax.data.opening import open_dataset
     from ccafl_jax.data.sources import PixelFormat
-    from ccafl_jax.methods.ccafl.config import ModelConfig
-    from ccafl_jax.methods.ccafl.setup import TINY_CLIP, weights_directory
+    from ccafl_jax.methods.files import TINY_CLIP, weights_directory
     from data_prep import audit
     from data_prep.tiny_clip import zero_shot_features
 
@@ -78,7 +77,7 @@ def training_free(root: pathlib.Path) -> dict[str, float]:
         records = records.take(records.pid >= 0)
         pixels = load_images(records, PixelFormat(64, 32))
         splits[name] = audit.Split(pixels, records.pid, records.camid)
-    directory = weights_directory(ModelConfig(weights=TINY_CLIP))
+    directory = weights_directory(TINY_CLIP, "a CLIP checkpoint")
 
     def features(images):
         calibrate_on = splits["train"].images

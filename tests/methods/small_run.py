@@ -100,7 +100,8 @@ def small_dataset():
     test = np.repeat(np.stack([pid + 100, camid]), 2, axis=1).astype(np.int32)
 
     def records(rows):
-        source = FolderSource("", Names.pack([f"{p}_{c}" for p, c in rows.T]))
+        names = [f"{p}_{c}_{number}" for number, (p, c) in enumerate(rows.T)]
+        source = FolderSource("", Names.pack(names))
         return Records(source, np.arange(rows.shape[1]), rows[0], rows[1])
 
     return ReIDDataset(

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from ccafl_jax.data.augment import augment
+from ccafl_jax.methods import files
 from ccafl_jax.methods.cameras import keep_cameras
 from ccafl_jax.methods.ccafl import memories, phases, prompts, setup
 from ccafl_jax.methods.ccafl.config import STAGES, CCAFLConfig, ModelConfig
@@ -199,12 +200,12 @@ def compute(config):
         taken.update(options, directory=str(directory))
         return small_clip()
 
-    originals = setup.load_clip, setup.local_directory
-    setup.load_clip, setup.local_directory = load_clip, str
+    originals = setup.load_clip, files.local_directory
+    setup.load_clip, files.local_directory = load_clip, str
     try:
-        setup.load_towers(config, setup.weights_directory(config.model))
+        setup.load_towers(config, files.weights_directory(config.model.weights, "weights"))
     finally:
-        setup.load_clip, setup.local_directory = originals
+        setup.load_clip, files.local_directory = originals
     return str(taken)
 
 
@@ -362,7 +363,7 @@ DEFAULT = dataclasses.replace(
     sampler=SMALL.sampler,
     icdl=dataclasses.replace(CCAFLConfig().icdl, instances=3),
     data=SMALL.data,
-    model=dataclasses.replace(CCAFLConfig().model, weights=setup.TINY_CLIP),
+    model=dataclasses.replace(CCAFLConfig().model, weights=files.TINY_CLIP),
 )
 
 
@@ -385,7 +386,7 @@ def leaves(cls, prefix=""):
 
 
 def test_the_table_is_complete():
-    assert sorted([*OPTIONS, *ELSEWHERE]) == sorted(leaves(CCAFLConfig))
+    assert sorted([*OPTIONS, *ELSEWHERE, "method"]) == sorted(leaves(CCAFLConfig))
 
 
 @pytest.mark.parametrize("path", sorted(OPTIONS))
@@ -503,8 +504,8 @@ def test_attention_follows_the_devices(platform, capability, dtype, expected, mo
 
 def test_weights_must_be_named():
     with pytest.raises(ValueError, match=r"set --config\.model\.weights to the folder or the Hub"):
-        setup.weights_directory(CCAFLConfig().model)
-    assert (setup.weights_directory(DEFAULT.model) / "open_clip_config.json").is_file()
+        files.weights_directory("", "a CLIP checkpoint")
+    assert (files.weights_directory(files.TINY_CLIP, "") / "open_clip_config.json").is_file()
 
 
 def test_a_vit_has_no_last_stride(monkeypatch):

@@ -216,7 +216,7 @@ def test_from_a_folder_to_a_run(tmp_path, monkeypatch):
                     name = f"{person:04d}_c{camera}s1_{frame:06d}_00.jpg"
                     pixels = rng.integers(0, 255, (32, 16, 3)).astype(np.uint8)
                     Image.fromarray(pixels).save(tmp_path / folder / name)
-    monkeypatch.setattr(setup, "weights_directory", lambda model: "")
+    monkeypatch.setattr(setup, "weights_directory", lambda name, kind: "")
     monkeypatch.setattr(setup, "load_towers", lambda config, directory: small_clip(config))
     monkeypatch.setattr(setup, "Tokenizer", lambda directory: WordTokenizer())
     data = dataclasses.replace(HELD.data, val_fraction=0.4)

@@ -396,6 +396,7 @@ class CCAFLConfig:
     """All options of a CCAFL run.
 
     Attributes:
+      method: `ccafl`.
       seed: of every random draw of the run.
       stages: which of `prompts`, `intra`, `inter` to run, in this order.
       reduce: sum over cameras of per-camera means (`sum_cam_mean`, published) or their mean.
@@ -414,6 +415,7 @@ class CCAFLConfig:
         left out.
     """
 
+    method: str = "ccafl"
     seed: int = 1
     stages: tuple[str, ...] = STAGES
     reduce: str = "sum_cam_mean"
@@ -443,6 +445,7 @@ class CCAFLConfig:
     evaluation: EvaluationConfig = EvaluationConfig()
 
     def __post_init__(self):
+        require_choice("method", self.method, ("ccafl",))
         require_choice("reduce", self.reduce, ("sum_cam_mean", "mean_cam_mean"))
         require_choice("keep_best", self.keep_best, ("", "val", "test"))
         require(

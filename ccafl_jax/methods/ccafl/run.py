@@ -125,11 +125,6 @@ class Run(EncoderRun):
         """Extracts features of the joint space."""
         return self._extractor("image_features", "joint features")
 
-    @functools.cached_property
-    def extract_pooled(self) -> Extractor:
-        """Extracts what enters the neck."""
-        return self._extractor("pooled", "neck statistics")
-
     @property
     def num_classes(self) -> int:
         """Accumulated (camera, identity) classes."""
@@ -181,16 +176,6 @@ class Run(EncoderRun):
             values = result if head == "f" else result["g"]
             start = "as loaded" if self.config.init_from else "zero-shot"
             log.info("%s %s: %s", start, head, format_line(headline(values)))
-
-    def _calibrate_neck(self) -> None:
-        """Sets the neck's running statistics to those of the training images."""
-        pooled = self._extract(self.extract_pooled)
-        pooled = np.asarray(pooled, np.float64)
-        stats = dict(self.state.batch_stats)
-        like = stats["neck/mean"]
-        stats["neck/mean"] = jnp.asarray(pooled.mean(0), like.dtype)
-        stats["neck/var"] = jnp.asarray(pooled.var(0, ddof=1), like.dtype)
-        self.state = self.state.replace(batch_stats=replicate(stats, self.mesh))
 
     # Stage 1.
 

@@ -1,7 +1,6 @@
 """From options to a run: data set, pixels, CLIP towers and tokenizer."""
 
 import dataclasses
-import importlib.resources
 import logging
 import os
 import pathlib
@@ -12,21 +11,16 @@ import jax.numpy as jnp
 import numpy as np
 
 from ccafl_jax.data.labels import check_cameras
-from ccafl_jax.data.layouts import require_images
-from ccafl_jax.data.opening import open_dataset
 from ccafl_jax.data.records import ReIDDataset
-from ccafl_jax.methods.cameras import hide_identities, keep_cameras
+from ccafl_jax.methods.cameras import hide_identities
 from ccafl_jax.methods.ccafl.config import CCAFLConfig, DataConfig, ModelConfig
 from ccafl_jax.methods.ccafl.local_identities import with_local_identities
 from ccafl_jax.methods.ccafl.run import Run
+from ccafl_jax.methods.files import open_images, require_root, weights_directory
 from ccafl_jax.methods.holdout import split_held_out
 from ccafl_jax.methods.run import Images
 from ccafl_jax.models.clip import CLIP, Tokenizer, ViTConfig, load_clip
-from ccafl_jax.models.hub import local_directory
 from ccafl_jax.models.layers import Compute
-
-TINY_CLIP = "tiny_clip"
-"""Name of the CLIP that is shipped with the package, for small synthetic images."""
 
 log = logging.getLogger("ccafl_jax")
 
@@ -45,11 +39,8 @@ def prepare_run(
     Raises:
       FileNotFoundError, ValueError: with one line that says what is missing and what to do.
     """
-    if not root:
-        raise ValueError(
-            f"no data: set --config.data.root to the folder of {config.data.name}, raw or prepared"
-        )
-    directory = weights_directory(config.model)
+    require_root(config.data, root)
+    directory = weights_directory(config.model.weights, "a CLIP checkpoint")
     clip, tokenizer = load_towers(config, directory), Tokenizer(directory)
     dataset = open_training_set(config.data, root)
     dataset, held_out = split_held_out(dataset, config.data.val_fraction, config.seed)
@@ -73,14 +64,7 @@ def open_training_set(config: DataConfig, root: str | os.PathLike) -> ReIDDatase
     Raises:
       FileNotFoundError, ValueError: with one line that says what is missing and what to do.
     """
-    require_images(config.name, "CCAFL")
-    dataset = open_dataset(config.name, root, source=config.source)
-    for split, use in (("train", "to train on"), ("query", "to test"), ("gallery", "to test")):
-        if not len(getattr(dataset, split)):
-            raise ValueError(f"{dataset.root} has no images {use}: its {split} set is empty")
-    for text in dataset.report["warnings"]:
-        log.warning("%s: %s", dataset.root, text)
-    dataset = keep_cameras(dataset, config.train_cameras)
+    dataset = open_images(config, root, method="CCAFL")
     dataset = hide_identities(dataset, config.unlabelled_cameras)
     labelled = dataset.train.pid >= 0
     if config.unlabelled == "drop" and not np.all(labelled):
@@ -107,23 +91,6 @@ def check_training_cameras(dataset: ReIDDataset, config: DataConfig) -> None:
         allow_single_identity=config.allow_single_identity,
     ):
         log.warning("%s: %s", dataset.root, text)
-
-
-def weights_directory(config: ModelConfig) -> pathlib.Path:
-    """The folder of the CLIP checkpoint, fetched if it is named by a Hub id.
-
-    Raises:
-      FileNotFoundError: there is none.
-      ValueError: none is named.
-    """
-    if not config.weights:
-        raise ValueError(
-            "no weights: set --config.model.weights to the folder or the Hub id of a CLIP "
-            f"checkpoint, or to {TINY_CLIP}, the small one of the demonstration"
-        )
-    if config.weights == TINY_CLIP:
-        return pathlib.Path(str(importlib.resources.files("ccafl_jax") / "assets" / TINY_CLIP))
-    return local_directory(config.weights)
 
 
 def attention(config: ModelConfig) -> str:

@@ -56,15 +56,8 @@ class ModifiedResNet(nnx.Module):
                 channels = 4 * planes
             stages.append(nnx.List(stage))
         self.layer1, self.layer2, self.layer3, self.layer4 = stages
-        self.attnpool = None
-        if out_features:
-            self.attnpool = AttentionPool(
-                config.grid,
-                features=config.features,
-                heads=config.heads,
-                out_features=out_features,
-                **options,
-            )
+        pool = {"features": config.features, "heads": config.heads, "out_features": out_features}
+        self.attnpool = AttentionPool(config.grid, **pool, **options) if out_features else None
         self.config = config
         self.out_features = out_features
         self.compute = compute

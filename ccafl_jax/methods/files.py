@@ -1,0 +1,68 @@
+"""What runs of all methods read: the images of a data set, and the folder of their weights."""
+
+import importlib.resources
+import logging
+import os
+import pathlib
+
+from ccafl_jax.data.layouts import require_images
+from ccafl_jax.data.opening import open_dataset
+from ccafl_jax.data.records import ReIDDataset
+from ccafl_jax.methods.cameras import keep_cameras
+from ccafl_jax.methods.options import DataConfig
+from ccafl_jax.models.hub import local_directory
+
+TINY_CLIP = "tiny_clip"
+"""Name of the CLIP that is shipped with the package, for small synthetic images."""
+
+log = logging.getLogger("ccafl_jax")
+
+
+def require_root(config: DataConfig, root: str | os.PathLike) -> None:
+    """Raises ValueError where no folder of the data set is given; for before any work."""
+    if not root:
+        raise ValueError(
+            f"no data: set --config.data.root to the folder of {config.name}, raw or prepared"
+        )
+
+
+def open_images(config: DataConfig, root: str | os.PathLike, *, method: str) -> ReIDDataset:
+    """Opens a data set of single images, to train on the cameras that are asked for.
+
+    Args:
+      config: which set.
+      root: its folder; `config.root`, or what the caller made in its place.
+      method: its name, for messages.
+
+    Raises:
+      FileNotFoundError, ValueError: with one line that says what is missing and what to do.
+    """
+    require_images(config.name, method)
+    dataset = open_dataset(config.name, root, source=config.source)
+    for split, use in (("train", "to train on"), ("query", "to test"), ("gallery", "to test")):
+        if not len(getattr(dataset, split)):
+            raise ValueError(f"{dataset.root} has no images {use}: its {split} set is empty")
+    for text in dataset.report["warnings"]:
+        log.warning("%s: %s", dataset.root, text)
+    return keep_cameras(dataset, config.train_cameras)
+
+
+def weights_directory(name: str, kind: str) -> pathlib.Path:
+    """The folder of weights, fetched if it is named by a Hub id.
+
+    Args:
+      name: a folder, a Hub id, or `TINY_CLIP`.
+      kind: what is looked for, for messages: "a CLIP checkpoint".
+
+    Raises:
+      FileNotFoundError: there is none.
+      ValueError: none is named.
+    """
+    if not name:
+        raise ValueError(
+            f"no weights: set --config.model.weights to the folder or the Hub id of {kind}, or to "
+            f"{TINY_CLIP}, the small CLIP of the demonstration"
+        )
+    if name == TINY_CLIP:
+        return pathlib.Path(str(importlib.resources.files("ccafl_jax") / "assets" / TINY_CLIP))
+    return local_directory(name)
