@@ -1,13 +1,10 @@
 """The commands as a user types them: help, errors in one line, and a small run end to end."""
 
-import atexit
-import functools
 import json
 import os
 import pathlib
 import subprocess
 import sys
-import tempfile
 
 import jax
 import pytest
@@ -18,20 +15,15 @@ ROOT = pathlib.Path(__file__).parents[2]
 DEMO = ["--config", "configs/ccafl_demo.py:smoke"]
 
 
-@functools.cache
-def environment():
-    """One device, programs compiled as quickly as in tests, and each of them once."""
-    folder = tempfile.TemporaryDirectory()
-    atexit.register(folder.cleanup)
-    flags = {"XLA_FLAGS": "--xla_backend_optimization_level=0"}
-    return os.environ | flags | {"JAX_COMPILATION_CACHE_DIR": folder.name}
+# One device; what the tests compiled is read.
+ENVIRONMENT = os.environ | {"XLA_FLAGS": "--xla_backend_optimization_level=0"}
 
 
 def run(*arguments, timeout=900):
     return subprocess.run(
         [sys.executable, *map(str, arguments)],
         cwd=ROOT,
-        env=environment(),
+        env=ENVIRONMENT,
         capture_output=True,
         text=True,
         timeout=timeout,
