@@ -1,4 +1,4 @@
-"""Trains CCAFL from a configuration file."""
+"""Trains from a configuration file, by the method that it is a recipe of."""
 
 import argparse
 import faulthandler
@@ -17,7 +17,7 @@ from ccafl_jax.training.compilation import keep_compiled
 from ccafl_jax.training.storage import is_local, open_path
 
 if TYPE_CHECKING:
-    from ccafl_jax.methods.ccafl.config import DataConfig
+    from ccafl_jax.methods.options import DataConfig
 
 EXAMPLES = """\
 examples:
@@ -70,7 +70,10 @@ def main() -> None:
         action="store_true",
         help="resume with other options or other code than the run began with",
     )
-    parser.add_argument("--stages", help="comma-separated subset of prompts,intra,inter")
+    parser.add_argument(
+        "--stages",
+        help="some of the stages: prompts,intra,inter of CCAFL, local,global of CALR",
+    )
     parser.add_argument(
         "--activation",
         choices=("quick_gelu", "gelu"),
@@ -108,24 +111,24 @@ def main() -> None:
 
 def run(arguments: argparse.Namespace, overrides: list[str]) -> None:
     """Builds the run and trains."""
-    from ccafl_jax.methods.ccafl.config import CCAFLConfig
-    from ccafl_jax.methods.ccafl.dry_run import dry_run
-    from ccafl_jax.methods.ccafl.setup import prepare_run
-    from ccafl_jax.options import from_mapping
+    from ccafl_jax.methods.registry import method_of
     from ccafl_jax.training.loop import Loop, Profile
     from ccafl_jax.training.preemption import Preempted, Preemption
 
     raw = read_config(arguments.config, overrides)
     if arguments.stages:
         raw.stages = tuple(arguments.stages.split(","))
+    method = method_of(raw)
     if arguments.activation:
+        if "activation" not in raw.model:
+            raise ValueError(f"--activation is not for {method.name}: leave it out")
         if raw.model.activation not in ("", arguments.activation):
             raise ValueError(
                 f"--activation {arguments.activation} contradicts model.activation="
                 f"{raw.model.activation}; state one"
             )
         raw.model.activation = arguments.activation
-    config = from_mapping(CCAFLConfig, raw.to_dict())
+    config = method.config(raw.to_dict())
     profile = None
     if arguments.profile:
         profile = Profile.parse(arguments.profile, arguments.workdir / "profile")
@@ -138,9 +141,9 @@ def run(arguments: argparse.Namespace, overrides: list[str]) -> None:
             )
         folder = arguments.workdir / "data"
         root = from_first(lambda: str(draw_synthetic(folder, config.data)))
-    training = prepare_run(config, workdir=arguments.workdir, root=str(root))
+    training = method.prepare_run(config, workdir=arguments.workdir, root=str(root))
     if arguments.dry_run:
-        print_costs(dry_run(training))
+        print_costs(method.dry_run(training))
         return
     finished = from_first((arguments.workdir / "summary.json").exists)
     if arguments.overwrite or (arguments.rerun and finished):

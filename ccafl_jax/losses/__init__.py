@@ -5,6 +5,7 @@ All return a scalar of at least float32 that is 0, with a zero gradient, when no
 
 from ccafl_jax.losses.adversarial import (
     camera_adversary,
+    camera_classification,
     cosine_logits,
     gid,
     ical,
@@ -22,6 +23,7 @@ from ccafl_jax.losses.triplet import batch_triplet, memory_triplet, triplet
 __all__ = [
     "batch_triplet",
     "camera_adversary",
+    "camera_classification",
     "camera_mask",
     "camera_row_weights",
     "cosine_logits",

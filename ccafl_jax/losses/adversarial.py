@@ -12,6 +12,7 @@ import jax.numpy as jnp
 
 from ccafl_jax.losses.reduction import (
     camera_mask,
+    check_option,
     masked_cross_entropy,
     of_rows,
     one_hot_mask,
@@ -236,6 +237,36 @@ def camera_adversary(
     own = one_hot_mask(camera, head.shape[0])
     used = jnp.ones(head.shape[0], bool) if class_valid is None else class_valid
     loss = masked_cross_entropy(logits, own, jnp.broadcast_to(used, logits.shape))
+    return masked_mean(loss, jnp.ones(camera.shape, bool) if valid is None else valid)
+
+
+def camera_classification(
+    logits: jax.Array, camera: jax.Array, valid: jax.Array | None = None, *, kind: str = "ce"
+) -> jax.Array:
+    """Classification of the camera, for a head that is trained through `reverse_gradient`.
+
+    Args:
+      logits: float[batch, cameras].
+      camera: int[batch].
+      valid: bool[batch]; None for all.
+      kind: "ce" is the cross-entropy. "released" takes the probabilities for logits once more, so
+        that the loss stays within narrow bounds and its gradient is about 1 / cameras of the
+        other's.
+
+    Returns:
+      Scalar loss, mean over valid rows.
+
+    Raises:
+      ValueError: another kind.
+
+    Source: CALR (specification 4.5); "released" is what its code computes.
+    """
+    check_option("kind", kind, ("ce", "released"))
+    logits = at_least_float32(logits)
+    if kind == "released":
+        logits = jax.nn.softmax(logits, axis=1)
+    own = one_hot_mask(camera, logits.shape[1])
+    loss = masked_cross_entropy(logits, own, jnp.ones(logits.shape, bool))
     return masked_mean(loss, jnp.ones(camera.shape, bool) if valid is None else valid)
 
 

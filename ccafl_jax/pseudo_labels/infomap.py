@@ -222,6 +222,15 @@ def modules(graph: Graph) -> tuple[np.ndarray, float]:
     return in_order_of_members(module, module >= 0), float(result.codelength)
 
 
+def require_infomap() -> None:
+    """For before long work.
+
+    Raises:
+      ImportError: the package infomap is missing.
+    """
+    _package()
+
+
 def _package():
     try:
         import infomap

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from ccafl_jax.methods import files
 from ccafl_jax.methods.cameras import camera_names, keep_cameras
 from ccafl_jax.methods.ccafl import phases, setup
 from ccafl_jax.methods.ccafl.config import CameraHeadConfig, CCAFLConfig, DataConfig
@@ -72,7 +73,7 @@ def test_cameras_that_cannot_be_trained_on_are_told(names, message):
 
 def test_the_training_set_is_opened_without_the_others(monkeypatch):
     dataset = dataclasses.replace(small_dataset(), root="ROOT", report={"warnings": ()})
-    monkeypatch.setattr(setup, "open_dataset", lambda *_, **options: dataset)
+    monkeypatch.setattr(files, "open_dataset", lambda *_, **options: dataset)
     assert len(setup.open_training_set(SOME, "ROOT").train) == 48
     one = dataclasses.replace(SOME, train_cameras=("2",))
     with pytest.raises(ValueError, match="from one camera"):  # the check sees what is left

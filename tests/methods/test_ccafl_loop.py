@@ -96,7 +96,6 @@ class ReferenceRun(Run):
         classifier = jnp.asarray(initial.pop("classifier.weight"), dtype)
         load_reid_tensors(model, initial)
         self.graphdef, params, batch_stats = split_model(model)
-        self._build_extractors()
         state = initial_state(config, params, batch_stats, classifier)
         self.state = replicate(state, self.mesh)
         self.images = ResidentImages(self.images, self.mesh)

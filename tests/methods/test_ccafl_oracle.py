@@ -237,7 +237,6 @@ class StandInRun(Run):
         params = {name: given.pop(name) for name in params}
         batch_stats = {name: given.pop(name) for name in batch_stats}
         assert not given
-        self._build_extractors()
         self.state = self._laid_out(initial_state(self.config, params, batch_stats, classifier))
         self.progress, self.traces, self.loop = Progress(), [], Recorder()
 

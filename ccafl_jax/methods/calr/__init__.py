@@ -1,0 +1,1 @@
+"""CALR: purely unsupervised re-identification with camera-aware label refinement."""

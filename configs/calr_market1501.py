@@ -1,0 +1,23 @@
+"""CALR on Market-1501, right by default.
+
+  python scripts/train.py --config configs/calr_market1501.py \
+      --config.data.root=DIR --config.model.weights=RESNET_DIR --workdir runs/calr_market1501
+
+RESNET_DIR is the folder of an ImageNet ResNet-50, or of an IBN-ResNet-50-a. The published figures
+are in docs/calr.md; they belong to the values of the release (`refinement.pivot=last`,
+`alignment.loss=released` with weight 1, `model.bn_group=64`). This recipe has no published figure.
+
+The local clusters published for this set are 600 in every camera, whatever their number of images.
+"""
+
+from ml_collections import ConfigDict
+
+from ccafl_jax.methods.calr.config import CALRConfig
+from ccafl_jax.options import to_config
+
+
+def get_config() -> ConfigDict:
+    """All options, with the published settings for Market-1501."""
+    config = to_config(CALRConfig())
+    config.local.clusters = 600
+    return config
