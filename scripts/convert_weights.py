@@ -1,9 +1,9 @@
-"""Converts PyTorch checkpoints: a trained CLIP-ReID or CCAFL model, or the weights of a CLIP.
+"""Converts PyTorch checkpoints: a trained model of CLIP-ReID, CCAFL or CALR, or weights.
 
 A trained model becomes a run folder for scripts/evaluate.py and scripts/export.py. With
---to-safetensors a pickled state dict, such as that of a CLIP, becomes a safetensors file under its
-own names; a prefix that all of them carry, such as "module.", is taken off. Pickled files are read
-by torch with weights_only=True, so that no code in them runs.
+--to-safetensors a pickled state dict, such as that of a CLIP or ResNet, becomes a safetensors file
+under its own names; a prefix that all of them carry, such as "module.", is taken off. Pickled files
+are read by torch with weights_only=True, so that no code in them runs.
 See docs/convert.md.
 """
 
@@ -28,6 +28,8 @@ examples:
   a model trained with a larger input, retrieving after the BN neck
     python scripts/convert_weights.py --checkpoint ViT-B-16_60.pth --out runs/large \\
         --image-size 384 128 --feature neck
+  CALR, with a ResNet-50 or an IBN-ResNet-50-a
+    python scripts/convert_weights.py --checkpoint model_best.pth.tar --out runs/calr_market
   a CLIP that is published as a pickled file, to train from
     python scripts/convert_weights.py --checkpoint pytorch_model.bin \\
         --to-safetensors CLIP_DIR/model.safetensors

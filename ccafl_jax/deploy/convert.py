@@ -1,4 +1,4 @@
-"""Models published with CLIP-ReID and with CCAFL, as models of this library."""
+"""Models published with CLIP-ReID, CCAFL and CALR, as models of this library."""
 
 import dataclasses
 import pathlib
@@ -17,7 +17,7 @@ from ccafl_jax.deploy.published import (
 from ccafl_jax.deploy.run_folder import write_run
 from ccafl_jax.deploy.torch_checkpoint import Checkpoint
 from ccafl_jax.models.clip.config import ResNetConfig
-from ccafl_jax.models.reid_weights import load_reid_tensors
+from ccafl_jax.models.reid_weights import load_calr_tensors, load_reid_tensors
 from ccafl_jax.training.state import split_model
 
 PASSED_OVER = {
@@ -41,7 +41,7 @@ class Converted:
 
     Attributes:
       bundle: the model of this library.
-      kind: "CCAFL" or "CLIP-ReID".
+      kind: "CCAFL", "CALR" or "CLIP-ReID".
       passed_over: what of the file was not used: what it is -> names.
     """
 
@@ -93,14 +93,17 @@ def convert(
         )
         preprocess = default_preprocess(config, mean=mean, std=std)
         model = abstract_model(config)
-        resnet = isinstance(config.vision, ResNetConfig)
-        unused = PASSED_OVER | (PASSED_OVER_BY_RESNETS if resnet else {})
-        passed_over = load_reid_tensors(model, checkpoint, tower=TOWER, unused=unused)
+        kind = published_as(checkpoint)
+        if kind == "CALR":
+            passed_over = load_calr_tensors(model, checkpoint)
+        else:
+            resnet = isinstance(config.vision, ResNetConfig)
+            unused = PASSED_OVER | (PASSED_OVER_BY_RESNETS if resnet else {})
+            passed_over = load_reid_tensors(model, checkpoint, tower=TOWER, unused=unused)
     except ValueError as error:
         message = str(error)
         raise ValueError(message if source in message else f"{source}: {message}") from error
     _, params, batch_stats = split_model(model)
-    kind = published_as(checkpoint)
     name = pathlib.Path(source).name
     bundle = ModelBundle(
         model=config,

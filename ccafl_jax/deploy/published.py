@@ -1,4 +1,4 @@
-"""Sizes of the models published with CLIP-ReID and with CCAFL, told from names and shapes.
+"""Sizes of the models published with CLIP-ReID, CCAFL and CALR, told from names and shapes.
 
 What names and shapes do not say (the input size, the factor of the camera embedding) is asked for,
 and nothing is guessed where two answers fit.
@@ -14,6 +14,7 @@ import numpy as np
 from ccafl_jax.data.augment import IMAGENET_MEAN, IMAGENET_STD
 from ccafl_jax.models.clip.config import ACTIVATIONS, ResNetConfig, VisionConfig, ViTConfig
 from ccafl_jax.models.reid import HeadConfig, ReIDConfig
+from ccafl_jax.models.resnet_weights import SEQUENTIAL, infer_resnet
 from ccafl_jax.training.description import Preprocess
 
 TOWER = "image_encoder."
@@ -59,10 +60,20 @@ def infer_reid_config(
         and `stride` is not given, or an option that this kind of model does not have.
 
     Source: CLIP-ReID (evaluation with the features before the neck, `[feature, projection]`) and
-      the code published for CCAFL (GeM and one neck).
+      the codes published for CCAFL (GeM and one neck) and CALR (a ResNet of ImageNet).
     """
     if activation not in (None, *ACTIVATIONS):
         raise ValueError(f"activation is {activation!r}; choose one of {ACTIVATIONS}")
+    if published_as(tensors) == "CALR":
+        return _infer_calr(
+            tensors,
+            image_size,
+            stride=stride,
+            feature=feature,
+            heads=heads,
+            activation=activation,
+            camera_scale=camera_scale,
+        )
     if any(name.startswith(f"{TOWER}layer") for name in tensors):
         if heads is not None:
             raise ValueError("the image tower is a ResNet, without heads to choose; drop --heads")
@@ -99,7 +110,9 @@ def infer_reid_config(
 
 
 def published_as(tensors: Mapping[str, np.ndarray]) -> str:
-    """Whose model it is: only CCAFL's has a generalised mean."""
+    """Whose model it is: CALR's tower is a sequence, and of the others CCAFL's has `gap.p`."""
+    if f"{SEQUENTIAL['conv1']}.weight" in tensors:
+        return "CALR"
     return "CCAFL" if "gap.p" in tensors else "CLIP-ReID"
 
 
@@ -124,6 +137,25 @@ def default_preprocess(
             "above 0 and up to 1; divide numbers made for 0..255 by 255"
         )
     return Preprocess(*config.vision.image_size, mean=mean, std=std)
+
+
+def _infer_calr(
+    tensors: Mapping[str, np.ndarray],
+    image_size: tuple[int, int],
+    *,
+    stride: int | None,
+    feature: str | None,
+    **others: object,
+) -> ReIDConfig:
+    for name, value in others.items():
+        if value is not None:
+            option = "--" + name.replace("_", "-")
+            raise ValueError(f"the image tower is a ResNet of ImageNet; drop {option}")
+    shapes = {name: np.shape(tensors[name]) for name in tensors}
+    vision = infer_resnet(shapes, image_size, last_stride=stride or 1, parts=SEQUENTIAL)
+    pooling = "gem" if "gap.p" in tensors else "mean"
+    heads = HeadConfig(pooling=pooling, feature=feature or "neck")
+    return ReIDConfig(vision=vision, embed_dim=0, activation="", heads=heads)
 
 
 def _infer_resnet(
@@ -239,7 +271,7 @@ def _shape(tensors: Mapping[str, np.ndarray], name: str, axes: int) -> tuple[int
     if name not in tensors:
         raise ValueError(
             f"tensor {name} is missing, which tells the sizes of the model; pass the whole "
-            "checkpoint of a trained CLIP-ReID or CCAFL model"
+            "checkpoint of a trained CLIP-ReID, CCAFL or CALR model"
         )
     shape = np.shape(tensors[name])
     if len(shape) != axes:
@@ -266,5 +298,5 @@ def _no_tower(tensors: Mapping[str, np.ndarray]) -> str:
         )
     return (
         f"no tensor is named {TOWER}*, but e.g. {sorted(tensors)[:3]}; expected a trained "
-        "CLIP-ReID or CCAFL model"
+        "CLIP-ReID, CCAFL or CALR model"
     )

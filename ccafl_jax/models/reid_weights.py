@@ -8,8 +8,18 @@ import numpy as np
 from ccafl_jax.models.clip.config import VisionConfig
 from ccafl_jax.models.clip.naming import reid_table
 from ccafl_jax.models.clip.weights import UNUSED, position_fits
-from ccafl_jax.models.named_tensors import export, fill, matches, where
+from ccafl_jax.models.named_tensors import (
+    SCALAR,
+    batch_norm,
+    export,
+    fill,
+    matches,
+    prefixed,
+    row,
+    where,
+)
 from ccafl_jax.models.reid import ReIDModel
+from ccafl_jax.models.resnet_weights import SEQUENTIAL, resnet_table
 
 
 def load_reid_tensors(
@@ -54,6 +64,40 @@ def load_reid_tensors(
     vision = model.visual.config
     fits = position_fits(stored or vision, vision)
     return fill(model, tensors, table=table, unused=unused, fits=fits)
+
+
+def load_calr_tensors(model: ReIDModel, tensors: Mapping[str, np.ndarray]) -> dict[str, list[str]]:
+    """Fills a re-identification model from the names of models published with CALR.
+
+    Those are `base.*`, `gap.p` and `feat_bn.*`, whose shift must be 0; the classifier of cameras
+    is passed over.
+
+    Args:
+      model: of a ResNet of ImageNet; changed in place.
+      tensors: by name, in torch's axis order.
+
+    Returns:
+      What was passed over: what it is -> names.
+
+    Raises:
+      ValueError: as `load_clip`.
+    """
+    if np.any(tensors.get("feat_bn.bias", 0) != 0):
+        raise ValueError(
+            f"{where(tensors, 'feat_bn.bias')} is not 0; the shift of the BN neck is fixed at 0 "
+            "here"
+        )
+    unused = {
+        "batch counters": UNUSED["batch counters"],
+        "shifts of the neck": r"feat_bn\.bias",
+        "classifier of cameras": r"domain_classifier\..*",
+    }
+    table = (
+        *prefixed(resnet_table(ibn=model.visual.config.ibn, parts=SEQUENTIAL), "visual/", ""),
+        row(r"gem/p", r"gap.p", SCALAR),
+        *batch_norm("neck", "feat_bn"),
+    )
+    return fill(model, tensors, table=table, unused=unused)
 
 
 def reid_tensors(model: ReIDModel, *, tower: str = "visual.") -> dict[str, np.ndarray]:

@@ -24,32 +24,51 @@ UNUSED = {
 """Tensors that no computation here reads, by what they are."""
 
 
-def resnet_table(*, ibn: bool) -> Table:
-    """Names of a tower's parameters in files of torchvision, timm and IBN-Net.
+TORCHVISION = {part: part for part in ("conv1", "bn1", "layer1", "layer2", "layer3", "layer4")}
+"""What the parts of a tower are called by torchvision, timm and IBN-Net."""
+
+SEQUENTIAL = {
+    "conv1": "base.0",
+    "bn1": "base.1",
+    "layer1": "base.4",
+    "layer2": "base.5",
+    "layer3": "base.6",
+    "layer4": "base.7",
+}
+"""Likewise in models published with CALR, where activations and pools take numbers too."""
+
+
+def resnet_table(*, ibn: bool, parts: Mapping[str, str] = TORCHVISION) -> Table:
+    """Names of a tower's parameters in files.
 
     Args:
       ibn: whether the first normalisation of the blocks of the first three stages is IBN's.
+      parts: what the file calls the stem and the stages.
     """
-    halves: Table = ()
-    if ibn:
-        first = r"(layer[123])/(\d+)/bn1"
-        halves = (
-            *affine(first, r"\1.\2.bn1.IN"),
-            *batch_norm(f"{first}/batch", r"\1.\2.bn1.BN"),
-        )
-    return (
-        row(r"conv1/kernel", r"conv1.weight", CONV),
-        *batch_norm(r"bn1", r"bn1"),
-        *halves,
-        row(r"(layer\d)/(\d+)/(conv\d)/kernel", r"\1.\2.\3.weight", CONV),
-        *batch_norm(r"(layer\d)/(\d+)/(bn\d)", r"\1.\2.\3"),
-        row(r"(layer\d)/(\d+)/downsample_conv/kernel", r"\1.\2.downsample.0.weight", CONV),
-        *batch_norm(r"(layer\d)/(\d+)/downsample_bn", r"\1.\2.downsample.1"),
-    )
+    table = [
+        row(r"conv1/kernel", f"{parts['conv1']}.weight", CONV),
+        *batch_norm(r"bn1", parts["bn1"]),
+    ]
+    for stage in ("layer1", "layer2", "layer3", "layer4"):
+        block, name = rf"{stage}/(\d+)", rf"{parts[stage]}.\1"
+        if ibn and stage != "layer4":
+            table += affine(rf"{block}/bn1", rf"{name}.bn1.IN")
+            table += batch_norm(rf"{block}/bn1/batch", rf"{name}.bn1.BN")
+        table += [
+            row(rf"{block}/(conv\d)/kernel", rf"{name}.\2.weight", CONV),
+            *batch_norm(rf"{block}/(bn\d)", rf"{name}.\2"),
+            row(rf"{block}/downsample_conv/kernel", rf"{name}.downsample.0.weight", CONV),
+            *batch_norm(rf"{block}/downsample_bn", rf"{name}.downsample.1"),
+        ]
+    return tuple(table)
 
 
 def infer_resnet(
-    shapes: Mapping[str, tuple[int, ...]], image_size: tuple[int, int], *, last_stride: int = 1
+    shapes: Mapping[str, tuple[int, ...]],
+    image_size: tuple[int, int],
+    *,
+    last_stride: int = 1,
+    parts: Mapping[str, str] = TORCHVISION,
 ) -> ImageNetResNetConfig:
     """Sizes of a tower, from the names and shapes of its tensors.
 
@@ -57,26 +76,29 @@ def infer_resnet(
       shapes: by name, without a prefix.
       image_size: height and width of the images.
       last_stride: of the fourth stage.
+      parts: what the file calls the stem and the stages.
 
     Raises:
       ValueError: no such network.
     """
-    found = [re.fullmatch(r"layer([1-4])\.(\d+)\.conv3\.weight", name) for name in shapes]
-    last = dict.fromkeys(range(1, 5), -1)
-    for match in filter(None, found):
-        stage, block = int(match[1]), int(match[2])
-        last[stage] = max(last[stage], block)
-    if min(last.values()) < 0 or len(shapes.get("conv1.weight", ())) != 4:
+    stem, stages = f"{parts['conv1']}.weight", [parts[f"layer{stage}"] for stage in range(1, 5)]
+
+    def blocks(stage: str) -> int:
+        found = [re.fullmatch(rf"{re.escape(stage)}\.(\d+)\.conv3\.weight", x) for x in shapes]
+        return max((int(match[1]) for match in found if match), default=-1) + 1
+
+    layers = tuple(map(blocks, stages))
+    if min(layers) < 1 or len(shapes.get(stem, ())) != 4:
         raise ValueError(
             "this is no ResNet with bottlenecks (50, 101 or 152 layers): expected tensors such as "
-            f"conv1.weight and layer4.0.conv3.weight, found e.g. {sorted(shapes)[:3]}"
+            f"{stem} and {stages[3]}.0.conv3.weight, found e.g. {sorted(shapes)[:3]}"
         )
     return ImageNetResNetConfig(
-        layers=tuple(block + 1 for block in last.values()),
-        width=shapes["conv1.weight"][0],
+        layers=layers,
+        width=shapes[stem][0],
         image_size=image_size,
         last_stride=last_stride,
-        ibn="layer1.0.bn1.IN.weight" in shapes,
+        ibn=f"{stages[0]}.0.bn1.IN.weight" in shapes,
     )
 
 
