@@ -1,14 +1,18 @@
 """Runs that are told what a real one cannot know, or are fed what means nothing.
 
-They stand beside CCAFL to show how much of its gain another explanation would give as well. None
+They stand beside a method to show how much of its gain another explanation would give as well. None
 is a way to train a model for use.
 """
+
+import dataclasses
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from ccafl_jax.memory import class_means
+from ccafl_jax.methods.calr import run as calr
+from ccafl_jax.methods.calr.labels import refine_by_pivots
 from ccafl_jax.methods.ccafl.run import Run
 from ccafl_jax.numerics import at_least_float32
 from ccafl_jax.pseudo_labels.cross_camera import diagnostics
@@ -56,6 +60,34 @@ class ImagePrototypes(OtherTexts):
 
     def _other_texts(self):
         return prototypes(self._extract(self.extract_g), self.labels.label, self.class_text)
+
+
+class DropsAtRandom(calr.Run):
+    """Refinement that removes as many images of each cluster and camera, drawn by chance."""
+
+    def _refine(self, labels, camid, *arguments, seed, **options):
+        found = refine_by_pivots(labels, camid, *arguments, seed=seed, **options)
+        removed = drawn_inside(labels, camid, found.removed, np.random.default_rng(seed))
+        left = np.asarray(labels).copy()
+        left[removed] = -1
+        return dataclasses.replace(found, labels=left, removed=removed)
+
+
+def drawn_inside(
+    labels: np.ndarray, camid: np.ndarray, removed: np.ndarray, random: np.random.Generator
+) -> np.ndarray:
+    """As many images of each cluster and camera as were removed, drawn by chance.
+
+    Returns:
+      int32[removed], ascending.
+    """
+    labels, camid = np.asarray(labels), np.asarray(camid)
+    drawn = []
+    for cluster, camera in sorted({*zip(labels[removed], camid[removed], strict=True)}):
+        cell = np.flatnonzero((labels == cluster) & (camid == camera))
+        count = np.sum((labels[removed] == cluster) & (camid[removed] == camera))
+        drawn.append(random.permutation(cell)[:count])
+    return np.sort(np.concatenate([np.zeros(0, np.int32), *drawn])).astype(np.int32)
 
 
 def linked_where_several(pid_of: np.ndarray) -> np.ndarray:

@@ -18,11 +18,16 @@ RESULTS = "results.json"
 """What a job leaves in its folder when all of it is done."""
 
 
-def add_flags(parser: argparse.ArgumentParser, *, seeds: Sequence[int]) -> None:
+def add_flags(
+    parser: argparse.ArgumentParser,
+    *,
+    seeds: Sequence[int],
+    config: str = "configs/ccafl_demo.py:ablation",
+) -> None:
     """Adds the options that studies share."""
     add = parser.add_argument
     add("--workdir", type=user_path, required=True, help="folder of all runs")
-    add("--config", default="configs/ccafl_demo.py:ablation", help="the recipe")
+    add("--config", default=config, help="the recipe")
     add("--seeds", type=int, nargs="+", default=list(seeds), help="of people and cameras")
     add("--processes", type=int, default=0, help="jobs at a time (0: one a core)")
     add("--json", type=user_path, help="where to write the figures; jobs in it are not run again")
@@ -35,6 +40,7 @@ def seed_study(
     examples: str,
     *,
     seeds: Sequence[int],
+    config: str = "configs/ccafl_demo.py:ablation",
     one_seed: Callable[[str, pathlib.Path, Any], None],
     summarize: Callable[[dict[str, Any]], dict[str, Any]],
     table: Callable[[dict[str, Any]], str],
@@ -46,13 +52,14 @@ def seed_study(
       description: of `--help`.
       examples: likewise.
       seeds: of people and cameras, unless told otherwise.
+      config: the recipe, unless told otherwise.
       one_seed: (job, folder of the study, recipe) -> None; runs a job, whose name is "seed" and its
         number.
       summarize: see `run_study`.
       table: of the summary, in Markdown.
     """
     parser = Parser(description=description, epilog=examples)
-    add_flags(parser, seeds=seeds)
+    add_flags(parser, seeds=seeds, config=config)
     options, overrides = parser.parse_known_args()
     with one_line_errors():
         if options.alone is not None:

@@ -24,10 +24,8 @@ from proving.jobs import RESULTS
 from proving.measures import measures
 
 from ccafl_jax.files import write_json
-from ccafl_jax.methods.ccafl.config import CCAFLConfig
-from ccafl_jax.methods.ccafl.run import Run
-from ccafl_jax.methods.ccafl.setup import prepare_run
-from ccafl_jax.options import from_mapping
+from ccafl_jax.methods.registry import method_of
+from ccafl_jax.methods.run import EncoderRun
 from ccafl_jax.training.compilation import keep_compiled
 from data_prep.synthetic import SyntheticConfig, write_folder
 
@@ -43,27 +41,29 @@ class Node:
       name: of its folder.
       parent: name of the node it goes on from; empty for one that starts from CLIP.
       options: by dotted name, what differs from the recipe; nothing is inherited.
-      kind: what to make of the recipe.
-      until: epochs of stages 2 and 3 after which it ends, 0: after the prompts; None for all.
+      kind: what to make of the recipe, in place of the method's own run.
+      until: epochs of the stages after the first one (CCAFL's prompts, CALR's cameras) after which
+        it ends, 0: after the first; None for all.
     """
 
     name: str
     parent: str = ""
     options: Mapping[str, Any] = dataclasses.field(default_factory=dict)
-    kind: type[Run] = Run
+    kind: type[EncoderRun] | None = None
     until: int | None = None
 
-    def config(self, recipe: ConfigDict) -> CCAFLConfig:
+    def config(self, recipe: ConfigDict) -> Any:
         """The recipe with the options of the node."""
+        method = method_of(recipe)
         raw, changes = recipe.to_dict(), dict(self.options)
         if self.until == 0:
-            changes["stages"] = ("prompts",)
+            changes["stages"] = method.stages[:1]
         elif self.until is not None:
             changes["schedule.epochs"] = self.until
         for path, value in changes.items():
             *groups, name = path.split(".")
             functools.reduce(operator.getitem, groups, raw)[name] = value
-        return from_mapping(CCAFLConfig, raw)
+        return method.config(raw)
 
 
 def run_job(
@@ -71,7 +71,7 @@ def run_job(
     folder: pathlib.Path,
     recipe: ConfigDict,
     people: SyntheticConfig,
-    measure: Callable[[Run], dict[str, Any]],
+    measure: Callable[[EncoderRun], dict[str, Any]],
 ) -> None:
     """Draws people, runs all nodes on them and writes their figures: a job of `jobs.run_jobs`."""
     logging.basicConfig(level=logging.ERROR)
@@ -88,7 +88,7 @@ def run_seed(
     recipe: ConfigDict,
     nodes: Sequence[Node],
     *,
-    measure: Callable[[Run], dict[str, Any]] | None = None,
+    measure: Callable[[EncoderRun], dict[str, Any]] | None = None,
     **people: Any,
 ) -> None:
     """`run_job` of a job that is a seed: of its people, and of the recipe.
@@ -106,7 +106,7 @@ def run_seed(
     run_job(nodes, workdir / job, recipe, settings, measure or measure_test)
 
 
-def measure_test(run: Run) -> dict[str, Any]:
+def measure_test(run: EncoderRun) -> dict[str, Any]:
     """`measures` of the test features that a run has now."""
     return measures(run._extract(run.extract_f, "test"), run.dataset)
 
@@ -117,7 +117,7 @@ def run_tree(
     recipe: ConfigDict,
     *,
     root: str,
-    measure: Callable[[Run], dict[str, Any]],
+    measure: Callable[[EncoderRun], dict[str, Any]],
 ) -> dict[str, dict[str, Any]]:
     """Runs what is not done yet, parents first.
 
@@ -150,7 +150,8 @@ def _run(node, folder, recipe, root, measure) -> dict[str, Any]:
     workdir = folder / node.name
     if node.parent and not (workdir / "checkpoints").exists():
         copy_state(folder / node.parent, workdir)
-    run = prepare_run(node.config(recipe), workdir=workdir, root=root, kind=node.kind)
+    kind = {} if node.kind is None else {"kind": node.kind}
+    run = method_of(recipe).prepare_run(node.config(recipe), workdir=workdir, root=root, **kind)
     run.train(resume=True, allow_changes=True)
     lines = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
     last = {
