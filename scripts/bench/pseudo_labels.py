@@ -4,7 +4,8 @@ Each work runs in a process of its own, whose peak memory is the operating syste
 included). Printed beside the whole: the time of its parts, and of the bare matrix products of the
 same size in the same run. Every result is compared there with a plain reference: neighbours with a
 float64 product of sampled items, distances with sets and dictionaries in float64, clusters with
-scikit-learn's DBSCAN of the same pairs, and at the smallest size the whole with a dense matrix.
+scikit-learn's DBSCAN of the same pairs, pivots and what they remove with plain loops, and at the
+smallest size the whole with a dense matrix.
 """
 
 import argparse
@@ -40,8 +41,8 @@ class Work(NamedTuple):
     items: int
     dim: int
     cameras: int
-    noise: float  # so much that many images are outliers, whose wide rows are the most work
-    clusters: bool  # Jaccard and DBSCAN of images; otherwise association of classes
+    noise: float  # clusters: so much that many images are outliers, whose rows are the most work
+    kind: str  # of labels, a key of `MEASURED`
     cpu_seconds: float | None
     cpu_bytes: float | None
     gpu_seconds: float
@@ -49,11 +50,14 @@ class Work(NamedTuple):
 
 
 WORKS = {
-    "market1501": Work(12_936, 2048, 6, 3.5, True, 5, 2e9, 0.5, "Market-1501 size"),
-    "msmt17": Work(32_621, 2048, 15, 3.4, True, 30, 3e9, 2, "MSMT17 size"),
-    "half_million": Work(500_000, 512, 20, 3.0, True, None, 12e9, 60, "half a million"),
+    "market1501": Work(12_936, 2048, 6, 3.5, "clusters", 5, 2e9, 0.5, "Market-1501 size"),
+    "msmt17": Work(32_621, 2048, 15, 3.4, "clusters", 30, 3e9, 2, "MSMT17 size"),
+    "half_million": Work(500_000, 512, 20, 3.0, "clusters", None, 12e9, 60, "half a million"),
     "association": Work(
-        4_821, 2048, 15, 3.0, False, 1, None, 0.2, "association of MSMT17's classes"
+        4_821, 2048, 15, 3.0, "association", 1, None, 0.2, "association of MSMT17's classes"
+    ),
+    "refinement": Work(
+        32_621, 2048, 15, 0.8, "refinement", 30, 3e9, 30, "CALR's labels of MSMT17, an epoch"
     ),
 }
 
@@ -79,7 +83,7 @@ def main() -> int:
     if options.alone:
         work = WORKS[options.alone]
         work = work._replace(items=max(64, round(work.items * options.scale)))
-        print(json.dumps((clusters if work.clusters else association)(work, options)))
+        print(json.dumps(MEASURED[work.kind](work, options)))
         return 0
     results: dict[str, Any] = {"scale": options.scale, "works": {}}
     if options.json and options.json.exists():
@@ -199,6 +203,66 @@ def association(work: Work, options: argparse.Namespace) -> dict[str, Any]:
         "reference_seconds": plain,
         "same_as_reference": bool(np.array_equal(found.edges, expected)),
     }
+
+
+def refinement(work: Work, options: argparse.Namespace) -> dict[str, Any]:
+    """All figures of CALR's labels: modules of a graph, refined, and weights of clusters."""
+    import jax
+
+    from ccafl_jax.methods.calr.config import CALRConfig
+    from ccafl_jax.methods.calr.labels import global_labels, refine_by_pivots
+    from ccafl_jax.neighbors.top_k import self_top_k
+    from ccafl_jax.pseudo_labels.infomap import knn_graph
+
+    features, pid, camid = synthetic(work)
+    rng = np.random.default_rng(3)
+    # Clusters of a camera alone: its people, a tenth of whose images went astray.
+    local = np.where(rng.random(work.items) < 0.1, rng.permutation(pid), pid)
+    config = CALRConfig()
+    accelerated = jax.default_backend() != "cpu"
+    given = jax.block_until_ready(jax.device_put(features)) if accelerated else features
+    seen: dict[str, Any] = {}
+
+    def refiner(labels, *arguments, **named):
+        seen.update(labels=labels, refined=refine_by_pivots(labels, *arguments, **named))
+        return seen["refined"]
+
+    def whole():
+        return global_labels(given, camid, local, pid, config, epoch=10, refiner=refiner)
+
+    seconds, found = repeated(whole, options.repeats or 1)
+    start = time.perf_counter()
+    graph = knn_graph(given, k=config.clustering.k, min_similarity=config.clustering.min_similarity)
+    neighbours = time.perf_counter() - start
+    peak, product = peak_bytes(), bare_product(work, accelerated)
+    sample = rng.choice(work.items, min(options.sample, work.items), replace=False)
+    difference = score_difference(features, self_top_k(given, config.clustering.k).indices, sample)
+    expected = plain_refinement(graph, seen["labels"], camid, local)
+    same = np.array_equal(found["labels"], expected) and difference < 1e-5
+    return {
+        "device": machine(),
+        "sizes": work._asdict(),
+        "seconds": spread(seconds),
+        "parts_seconds": {
+            "neighbours": neighbours,
+            "modules": statistics.median(seconds) - neighbours,
+        },
+        "bare_product_seconds": product,
+        "ratio_to_product": statistics.median(seconds) / product,
+        "peak_bytes": peak,
+        "features_bytes": features.nbytes,
+        "edges": len(graph.source),
+        "clusters": int(found["report"]["clusters"]),
+        "identities": len(np.unique(pid)),
+        "pivots": int(found["report"]["pivots"]),
+        "removed": int(found["report"]["removed"]),
+        "outliers": int(np.sum(found["labels"] < 0)),
+        "largest_score_difference": difference,
+        "same_as_reference": bool(same),
+    }
+
+
+MEASURED = {"clusters": clusters, "association": association, "refinement": refinement}
 
 
 def repeated(function: Callable[[], Any], repeats: int) -> tuple[list[float], Any]:
@@ -387,6 +451,27 @@ def plain_edges(features: np.ndarray, camid: np.ndarray, budget: int) -> np.ndar
     return np.array(edges, np.int32).reshape(-1, 2)
 
 
+def plain_refinement(graph, labels, camid, local) -> np.ndarray:
+    """The labels without the images that disagree with their cluster's pivot, in plain loops."""
+    score = [0.0] * graph.size
+    edges = zip(graph.source.tolist(), graph.distance.tolist(), strict=True)
+    for source, distance in edges:
+        score[source] += 1 / (distance + graph.mean_distance)
+    mean = sum(score) / len(score)
+    best: dict[int, int] = {}
+    for item, label in enumerate(labels.tolist()):
+        if label >= 0 and score[item] > mean:
+            before = best.get(label)
+            if before is None or score[item] > score[before]:
+                best[label] = item
+    refined = labels.copy()
+    for item, label in enumerate(labels.tolist()):
+        pivot = best.get(label)
+        if pivot is not None and camid[item] == camid[pivot] and local[item] != local[pivot]:
+            refined[item] = -1
+    return refined
+
+
 def line(name: str, found: dict[str, Any]) -> str:
     """The figures of a work in a line."""
     seconds, goal = found["seconds"], found["goal_seconds"]
@@ -407,8 +492,8 @@ def table(results: dict[str, Any]) -> str:
     """The figures in Markdown."""
     lines = [
         "| work | median | extent | goal | peak memory | neighbours | encoding | pairs | DBSCAN "
-        "| x bare product |",
-        "|---|---|---|---|---|---|---|---|---|---|",
+        "| modules | x bare product |",
+        "|---|---|---|---|---|---|---|---|---|---|---|",
     ]
     for found in results["works"].values():
         sizes, seconds = found["sizes"], found["seconds"]
@@ -424,7 +509,7 @@ def table(results: dict[str, Any]) -> str:
         parts = found.get("parts_seconds", {})
         cells += [
             f"{parts[name]:.2f} s" if name in parts else ""
-            for name in ("neighbours", "encoding", "pairs", "dbscan")
+            for name in ("neighbours", "encoding", "pairs", "dbscan", "modules")
         ]
         ratio = found.get("ratio_to_product")
         cells.append(f"{ratio:.2f}" if ratio else "")

@@ -14,7 +14,7 @@ ROOT = pathlib.Path(__file__).parents[2]
 def test_small_numbers(tmp_path):
     page, figures = tmp_path / "page.md", tmp_path / "r.json"
     page.write_text("<!-- pseudo_labels_cpu table -->\n<!-- end of pseudo_labels_cpu table -->\n")
-    works = ["market1501", "half_million", "association"]
+    works = ["market1501", "half_million", "association", "refinement"]
     sizes = ["--scale", "0.02", "--repeats", "1", "--sample", "20"]
     files = ["--json", str(figures), "--docs", str(page)]
     done = subprocess.run(
