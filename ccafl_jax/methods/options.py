@@ -1,11 +1,20 @@
 """Options that all methods share, grouped as the parts of a run are."""
 
 import dataclasses
+from collections.abc import Sequence
 
 from ccafl_jax.data.layouts import LAYOUTS
 from ccafl_jax.data.opening import SOURCES
 from ccafl_jax.methods.cameras import camera_names
 from ccafl_jax.options import require, require_choice
+
+
+def require_stages(stages: Sequence[str], known: Sequence[str]) -> None:
+    """Raises ValueError unless `stages` are some of the known ones, in their order."""
+    for stage in stages:
+        require_choice("stages", stage, tuple(known))
+    order = [known.index(stage) for stage in stages]
+    require(bool(order) and order == sorted(set(order)), f"stages must follow {tuple(known)}")
 
 
 @dataclasses.dataclass(frozen=True)

@@ -17,8 +17,8 @@ from ccafl_jax.methods.calr.labels import camera_labels, global_labels, refine_b
 from ccafl_jax.methods.calr.progress import Progress, summarize
 from ccafl_jax.methods.calr.run import Run
 from ccafl_jax.models.camera_head import CameraHead
-from ccafl_jax.options import from_mapping
 from ccafl_jax.training.state import merge_model, split_model
+from tests.methods.option_tables import leaves, with_options
 from tests.methods.small_calr import small_model
 
 IMAGES, CAMERAS, DIM = 120, 3, 8
@@ -216,37 +216,15 @@ SPECIAL = {
     "scale.rule": {"scale.batch": 4},
     "sampler.across_cameras": {"sampler.classes": 4},
 }
-DEFAULT = dataclasses.replace(CALRConfig(), data=dataclasses.replace(CALRConfig().data))
-
-
-def leaves(cls, prefix=""):
-    for field in dataclasses.fields(cls):
-        value = getattr(cls(), field.name)
-        if dataclasses.is_dataclass(value):
-            yield from leaves(type(value), f"{prefix}{field.name}.")
-        else:
-            yield prefix + field.name
+DEFAULT = CALRConfig()
 
 
 def changed(path, value):
-    raw = dataclasses.asdict(DEFAULT)
-    for name, new in ({path: value} | SPECIAL.get(path, {})).items():
-        *groups, last = name.split(".")
-        node = raw
-        for group in groups:
-            node = node[group]
-        node[last] = new
-    return from_mapping(CALRConfig, raw)
+    return with_options(DEFAULT, {path: value} | SPECIAL.get(path, {}))
 
 
 def unchanged(path):
-    special = SPECIAL.get(path, {})
-    config = DEFAULT
-    for name, value in special.items():
-        group, last = name.split(".")
-        part = dataclasses.replace(getattr(config, group), **{last: value})
-        config = dataclasses.replace(config, **{group: part})
-    return config
+    return with_options(DEFAULT, SPECIAL.get(path, {}))
 
 
 def test_every_option_is_in_one_table():

@@ -21,6 +21,7 @@ from ccafl_jax.methods.holdout import split_held_out
 from ccafl_jax.options import from_mapping
 from ccafl_jax.training.features import score
 from ccafl_jax.training.optimizers import bias_factors
+from tests.methods.option_tables import leaves
 from tests.methods.small_run import SMALL, WordTokenizer, small_clip, small_dataset
 
 CLASSES, DIM, EMBED = 12, 6, 5
@@ -375,14 +376,6 @@ def changed(path, value):
     nested = dataclasses.asdict(DEFAULT)
     (nested[group] if group else nested).update(values)
     return from_mapping(CCAFLConfig, nested)
-
-
-def leaves(cls, prefix=""):
-    for field in dataclasses.fields(cls):
-        if dataclasses.is_dataclass(field.default):
-            yield from leaves(type(field.default), f"{prefix}{field.name}.")
-        else:
-            yield prefix + field.name
 
 
 def test_the_table_is_complete():

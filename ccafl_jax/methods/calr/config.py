@@ -8,7 +8,12 @@ configs/.
 import dataclasses
 
 from ccafl_jax.data.augment import AugmentConfig
-from ccafl_jax.methods.options import DataConfig, EvaluationConfig, InputConfig
+from ccafl_jax.methods.options import (
+    DataConfig,
+    EvaluationConfig,
+    InputConfig,
+    require_stages,
+)
 from ccafl_jax.options import require, require_choice
 from ccafl_jax.pseudo_labels import refinement
 from ccafl_jax.pseudo_labels.agglomerative import number_of_clusters
@@ -257,10 +262,7 @@ class CALRConfig:
         require_choice("method", self.method, ("calr",))
         require_choice("keep_best", self.keep_best, ("", "test"))
         require(self.skip_nonfinite >= 0, "skip_nonfinite must be 0 or a number of steps")
-        for stage in self.stages:
-            require_choice("stages", stage, STAGES)
-        order = [STAGES.index(stage) for stage in self.stages]
-        require(bool(order) and order == sorted(set(order)), f"stages must follow {STAGES}")
+        require_stages(self.stages, STAGES)
 
     def scaled(self) -> "CALRConfig":
         """These options at `scale.batch` times the batch, where that is 1 again."""

@@ -12,7 +12,7 @@ from collections.abc import Callable
 from ccafl_jax.data.augment import AugmentConfig
 from ccafl_jax.methods import options
 from ccafl_jax.methods.cameras import camera_names
-from ccafl_jax.methods.options import EvaluationConfig, InputConfig
+from ccafl_jax.methods.options import EvaluationConfig, InputConfig, require_stages
 from ccafl_jax.models.layers import ATTENTION
 from ccafl_jax.options import require, require_choice
 from ccafl_jax.pseudo_labels.agglomerative import number_of_clusters
@@ -453,10 +453,7 @@ class CCAFLConfig:
             "keep_best=val needs identities to be held out: set data.val_fraction above 0",
         )
         require(self.skip_nonfinite >= 0, "skip_nonfinite must be 0 or a number of steps")
-        for stage in self.stages:
-            require_choice("stages", stage, STAGES)
-        order = [STAGES.index(stage) for stage in self.stages]
-        require(bool(order) and order == sorted(set(order)), f"stages must follow {STAGES}")
+        require_stages(self.stages, STAGES)
 
     def scaled(self) -> "CCAFLConfig":
         """These options at `scale.batch` times the batch, where that is 1 again."""
