@@ -103,7 +103,7 @@ def variables_by_path(model: nnx.Module, *kinds: type[nnx.Variable]) -> dict[str
 
 
 def names_of(path: str, table: Table) -> tuple[tuple[str, ...], Layout]:
-    """Names in the file and layout of the parameter at `path` ("visual/conv1/kernel").
+    """Names in the file and layout of the parameter at `path` ("visual/stem/conv1/kernel").
 
     Raises:
       ValueError: if no row of the table fits.

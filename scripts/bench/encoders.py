@@ -37,7 +37,7 @@ import encoders_work
 
 from ccafl_jax.models.clip import ResNetConfig, VisionTransformer, ViTConfig, build_tower
 from ccafl_jax.models.clip.transformer import activate
-from ccafl_jax.models.layers import Compute, apply_block, average_pool2
+from ccafl_jax.models.layers import Compute, apply_block
 
 HERE = pathlib.Path(__file__).parent
 EXAMPLES = """\
@@ -332,14 +332,13 @@ def renewed(state: nnx.State) -> nnx.State:
 def groups(tower, vision) -> Iterator[tuple[str, nnx.Module, Callable, Callable]]:
     """Name, module, which of its parameters count, and its function, in the order of the data."""
     if isinstance(vision, ResNetConfig):
-        layers = [tower.conv1, tower.bn1, tower.conv2, tower.bn2, tower.conv3, tower.bn3]
-        yield "stem", nnx.List(layers), always, lambda m, x: run_stem(m, x, tower.compute)
+        yield "stem", tower.stem, always, lambda m, x: run_stem(m, x, tower.compute)
         for name in ("layer1", "layer2", "layer3", "layer4"):
             yield name, getattr(tower, name), always, run_stage
         names = ("attnpool",)
         yield "attention pool", tower, lambda path: path[0] in names, lambda m, x: m.project(x)
         return
-    first = ("patch_kernel", "class_embedding", "positional_embedding", "ln_pre")
+    first = ("stem", "class_embedding", "positional_embedding", "ln_pre")
     yield "patch embedding", tower, lambda path: path[0] in first, run_patches
     attending = ("ln_1", "in_proj", "out_proj")
     yield "attention", tower.blocks, lambda path: path[1] in attending, run_attention
@@ -353,12 +352,9 @@ def always(path: tuple) -> bool:
     return True
 
 
-def run_stem(layers: nnx.List, x: jax.Array, compute: Compute) -> jax.Array:
+def run_stem(stem: nnx.Module, x: jax.Array, compute: Compute) -> jax.Array:
     """Three convolutions and the pool of a ResNet."""
-    x = x.astype(compute.activations)
-    for conv, norm in zip(layers[::2], layers[1::2], strict=True):
-        x = jax.nn.relu(norm(conv(x), train=True))
-    return average_pool2(x)
+    return stem(x.astype(compute.activations), train=True)
 
 
 def run_stage(blocks: nnx.List, x: jax.Array) -> jax.Array:
@@ -371,7 +367,7 @@ def run_stage(blocks: nnx.List, x: jax.Array) -> jax.Array:
 def run_patches(tower: nnx.Module, images: jax.Array) -> jax.Array:
     """Tokens before the first block of a ViT."""
     dtype = tower.compute.activations
-    patches = tower.embed_patches(images.astype(dtype))
+    patches = tower.stem(images.astype(dtype))
     shape = (len(images), 1, patches.shape[-1])
     token = jnp.broadcast_to(tower.class_embedding[...].astype(dtype), shape)
     x = jnp.concatenate([token, patches], axis=1) + tower.positional_embedding[...].astype(dtype)

@@ -37,7 +37,7 @@ def test_names_are_those_of_open_clip_and_of_published_heads(tmp_path):
     kernel = params["visual/blocks/1/in_proj/kernel"]
     name = "visual.transformer.resblocks.1.attn.in_proj_weight"
     np.testing.assert_array_equal(tensors[name], kernel.T)
-    patches = params["visual/patch_kernel"].transpose(3, 2, 0, 1)
+    patches = params["visual/stem/kernel"].transpose(3, 2, 0, 1)
     np.testing.assert_array_equal(tensors["visual.conv1.weight"], patches)
     np.testing.assert_array_equal(tensors["cv_embed"], params["camera_embedding"])
     halves = [tensors["bottleneck.weight"], tensors["bottleneck_proj.weight"]]

@@ -211,8 +211,8 @@ def test_overlapping_patches():
     assert config.grid == (5, 2)
     tower = VisionTransformer(config, out_features=4, activation="gelu", rngs=nnx.Rngs(0))
     images = jnp.asarray(np.random.default_rng(0).normal(size=(2, 64, 32, 3)), jnp.float32)
-    patches = tower.embed_patches(images)
-    kernel = tower.patch_kernel[...]
+    patches = tower.stem(images)
+    kernel = tower.stem.kernel[...]
     for row in range(5):
         for column in range(2):
             window = images[:, 12 * row : 12 * row + 16, 12 * column : 12 * column + 16]

@@ -65,7 +65,9 @@ def test_round_trip(tmp_path, tensors):
         np.testing.assert_array_equal(written[name], value, err_msg=name)
     again = load_clip(tmp_path / "b")
     assert again.config == clip.config
-    np.testing.assert_array_equal(again.visual.conv2.kernel[...], clip.visual.conv2.kernel[...])
+    np.testing.assert_array_equal(
+        again.visual.stem.conv2.kernel[...], clip.visual.stem.conv2.kernel[...]
+    )
 
 
 def test_every_parameter_is_loaded(tmp_path, tensors):
@@ -94,7 +96,7 @@ def test_half_file_keeps_running_statistics(tmp_path, tensors):
 
 def test_parameter_dtype(tmp_path, tensors):
     clip = load_clip(write(tmp_path / "a", tensors), compute=Compute(param_dtype=jnp.bfloat16))
-    assert clip.visual.conv1.kernel[...].dtype == jnp.bfloat16
+    assert clip.visual.stem.conv1.kernel[...].dtype == jnp.bfloat16
 
 
 def test_counters_are_no_parameters(tmp_path, tensors):

@@ -26,10 +26,14 @@ _OPENAI_BLOCKS = prefixed(
     r"blocks/(\d+)/",
     r"transformer.resblocks.\1.",
 )
-OPENAI_TOWER = (
-    # ResNets
+OPENAI_STEM = (
     row(r"(conv\d)/kernel", r"\1.weight", CONV),
     *batch_norm(r"(bn\d)", r"\1"),
+    row(r"kernel", r"conv1.weight", CONV),  # of a ViT
+)
+OPENAI_TOWER = (
+    *prefixed(OPENAI_STEM, "stem/", ""),
+    # ResNets
     row(r"(layer\d)/(\d+)/(conv\d)/kernel", r"\1.\2.\3.weight", CONV),
     *batch_norm(r"(layer\d)/(\d+)/(bn\d)", r"\1.\2.\3"),
     row(r"(layer\d)/(\d+)/downsample_conv/kernel", r"\1.\2.downsample.0.weight", CONV),
@@ -37,7 +41,6 @@ OPENAI_TOWER = (
     row(r"attnpool/positional_embedding", r"attnpool.positional_embedding"),
     *linear(r"attnpool/([qkvc]_proj)", r"attnpool.\1"),
     # ViTs
-    row(r"patch_kernel", r"conv1.weight", CONV),
     row(r"(class_embedding|positional_embedding|proj)", r"\1"),
     *affine(r"(ln_pre|ln_post)", r"\1"),
     *_OPENAI_BLOCKS,
@@ -74,7 +77,7 @@ _TRANSFORMERS_BLOCKS = prefixed(
 TRANSFORMERS = (
     *prefixed(
         (
-            row(r"patch_kernel", r"embeddings.patch_embedding.weight", CONV),
+            row(r"stem/kernel", r"embeddings.patch_embedding.weight", CONV),
             row(r"class_embedding", r"embeddings.class_embedding"),
             row(r"positional_embedding", r"embeddings.position_embedding.weight"),
             *affine(r"ln_pre", r"pre_layrnorm"),  # spelt so

@@ -3,6 +3,8 @@
 Source: Radford et al., "Learning transferable visual models from natural language supervision".
 """
 
+from collections.abc import Callable
+
 import jax
 from flax import nnx
 
@@ -16,6 +18,30 @@ from ccafl_jax.models.layers import (
     apply_block,
     average_pool2,
 )
+
+
+class Stem(nnx.Module):
+    """From images to the map that the first stage takes: three convolutions and an average pool."""
+
+    def __init__(self, width: int, *, compute: Compute, rngs: nnx.Rngs):
+        """Args: channels out, arithmetic and random streams."""
+        options = {"compute": compute, "rngs": rngs}
+        self.conv1 = Conv(3, width // 2, size=3, stride=2, **options)
+        self.bn1 = BatchNorm(width // 2, param_dtype=compute.param_dtype)
+        self.conv2 = Conv(width // 2, width // 2, size=3, **options)
+        self.bn2 = BatchNorm(width // 2, param_dtype=compute.param_dtype)
+        self.conv3 = Conv(width // 2, width, size=3, **options)
+        self.bn3 = BatchNorm(width, param_dtype=compute.param_dtype)
+
+    def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
+        """Maps `[batch, height, width, 3]` to `[batch, height / 4, width / 4, channels]`."""
+        for conv, norm in (
+            (self.conv1, self.bn1),
+            (self.conv2, self.bn2),
+            (self.conv3, self.bn3),
+        ):
+            x = jax.nn.relu(norm(conv(x), train=train))
+        return average_pool2(x)
 
 
 class ModifiedResNet(nnx.Module):
@@ -38,12 +64,7 @@ class ModifiedResNet(nnx.Module):
         compute = compute or Compute()
         width = config.width
         options = {"compute": compute, "rngs": rngs}
-        self.conv1 = Conv(3, width // 2, size=3, stride=2, **options)
-        self.bn1 = BatchNorm(width // 2, param_dtype=compute.param_dtype)
-        self.conv2 = Conv(width // 2, width // 2, size=3, **options)
-        self.bn2 = BatchNorm(width // 2, param_dtype=compute.param_dtype)
-        self.conv3 = Conv(width // 2, width, size=3, **options)
-        self.bn3 = BatchNorm(width, param_dtype=compute.param_dtype)
+        self.stem = Stem(width, **options)
         stages, channels = [], width
         for index, blocks in enumerate(config.layers):
             planes = width * 2**index
@@ -74,25 +95,21 @@ class ModifiedResNet(nnx.Module):
         """
         return self.project(self.encode(images, train=train)[1])
 
-    def encode(self, images: jax.Array, *, train: bool) -> tuple[jax.Array, jax.Array]:
+    def encode(
+        self, images: jax.Array, *, train: bool, stem: Callable[..., jax.Array] | None = None
+    ) -> tuple[jax.Array, jax.Array]:
         """Feature maps of the third and the fourth stage.
 
         Args:
           images: float[batch, height, width, 3], normalised.
           train: batch statistics instead of running ones.
+          stem: what to run in place of the tower's own; see `Stem`.
 
         Returns:
           `[batch, height / 16, width / 16, 16 width]` and, with `last_stride` 1,
           `[batch, height / 16, width / 16, 32 width]`, in the activation dtype.
         """
-        x = images.astype(self.compute.activations)
-        for conv, norm in (
-            (self.conv1, self.bn1),
-            (self.conv2, self.bn2),
-            (self.conv3, self.bn3),
-        ):
-            x = jax.nn.relu(norm(conv(x), train=train))
-        x = average_pool2(x)
+        x = (stem or self.stem)(images.astype(self.compute.activations), train=train)
         for stage in (self.layer1, self.layer2, self.layer3):
             x = _run(stage, x, train)
         return x, _run(self.layer4, x, train)
