@@ -25,12 +25,13 @@ class ImageEmbedder:
     """Any function of a batch of uint8 images, for images of any kind, size and number.
 
     Cameras are rows of the camera embedding, counted from 0; `camera_codes` tells which number of
-    the data set each row stands for.
+    the data set each row stands for. In their place models of two streams take the modality of each
+    image: 0 visible, 1 infrared.
 
     Attributes:
       preprocess: height and width to which images are resized.
       features: size of the retrieval feature.
-      cameras: rows of the model's camera embedding; 0 without one.
+      cameras: rows of the model's camera embedding, 2 for two streams; 0 without either.
       batch: images a call; the last call is filled up, so that one compilation serves all.
       camera_codes: the data set's number of the camera of each row; empty where they are not known
         to be others than 1, 2, ...
@@ -86,7 +87,8 @@ class ImageEmbedder:
           images: paths, PIL images or uint8 arrays [height, width, 3] or [height, width] (grey)
             of any size, in a list or alone; or uint8[n, height, width, 3].
           cameras: the camera of each image, or one for all: rows counted from 0, which
-            `camera_codes` explains; needed if and only if the model has a camera embedding.
+            `camera_codes` explains, or modalities; needed if and only if the model has a camera
+            embedding, or two streams.
           flip: average the feature of each image with that of its mirror image.
           progress: whether to show a bar; None shows one for long work on a terminal.
 
@@ -121,12 +123,15 @@ class ImageEmbedder:
     def _check_cameras(self, cameras: object, count: int) -> np.ndarray | None:
         if not self.cameras:
             if cameras is not None:
-                raise ValueError("this model has no camera embedding; leave cameras out")
+                raise ValueError(
+                    "this model has neither a camera embedding nor two streams; leave cameras out"
+                )
             return None
         scale = f"0 to {self.cameras - 1}"
         if cameras is None:
             raise ValueError(
-                f"this model has a camera embedding; pass cameras, {scale}, one for each image"
+                f"this model has a camera embedding or two streams; pass cameras, {scale}, one for "
+                "each image"
             )
         cameras = np.asarray(cameras)
         if cameras.ndim == 0:
@@ -175,9 +180,9 @@ class Embedder(ImageEmbedder):
             step,
             preprocess=bundle.preprocess,
             features=bundle.model.features,
-            cameras=bundle.model.heads.cameras,
+            cameras=bundle.model.kinds,
             batch=-(-batch // size) * size,
-            camera_codes=bundle.camera_codes,
+            camera_codes=() if bundle.model.dual_stream else bundle.camera_codes,
         )
 
 

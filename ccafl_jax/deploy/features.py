@@ -250,7 +250,14 @@ def _to_embed(
 
 
 def _cameras(bundle: ModelBundle, collection: Collection, records: Records) -> np.ndarray | None:
-    """Rows of the camera embedding, int32[images]; None where the model has none."""
+    """Rows of the camera embedding, or modalities, int32[images]; None where it takes neither."""
+    if bundle.model.dual_stream:
+        require(
+            records.modality is not None,
+            f"{collection.root} does not tell visible images from infrared ones, and the model has "
+            "a stream for each: evaluate it on a set such as SYSU-MM01 or RegDB",
+        )
+        return records.modality.astype(np.int32)
     if not bundle.model.heads.cameras:
         return None
     unknown = int(np.sum(records.camid < 0))

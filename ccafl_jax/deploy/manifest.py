@@ -49,20 +49,21 @@ def describe(
 def input_signature(bundle: ModelBundle) -> dict:
     """The arguments of the exported function, by name; "b" is the size of the batch.
 
-    `frames` and `modality` say that an image is one visible-light picture; recipes for clips or
-    for other sensors state theirs there. `codes` are the data set's numbers of the cameras.
+    `frames` and `modality` say that an image is one picture, and of which light; recipes for clips
+    state theirs there. `codes` are the data set's numbers of the cameras. A model of two streams
+    takes 0 (visible) and 1 (infrared) in place of cameras.
     """
-    preprocess, cameras = bundle.preprocess, bundle.model.heads.cameras
+    preprocess, cameras = bundle.preprocess, bundle.model.kinds
     images = {
         "dtype": "uint8",
         "shape": ["b", preprocess.height, preprocess.width, 3],
         "channels": "RGB",
         "frames": 1,
-        "modality": "visible",
+        "modality": "visible or infrared" if bundle.model.dual_stream else "visible",
     }
     if not cameras:
         return {"images": images}
-    codes = list(bundle.camera_codes)
+    codes = [] if bundle.model.dual_stream else list(bundle.camera_codes)
     return {
         "images": images,
         "cameras": {"dtype": "int32", "shape": ["b"], "below": cameras, "codes": codes},

@@ -394,6 +394,22 @@ class GeM(nnx.Module):
         return jnp.mean(x**p, axis=(1, 2)) ** (1 / p)
 
 
+def cubic_mean(x: jax.Array, *, eps: float = 1e-12) -> jax.Array:
+    """The generalised mean over positions with a fixed exponent of 3.
+
+    Args:
+      x: float[batch, h, w, channels], 0 or more, as what leaves a ReLU is.
+      eps: added to the mean of cubes, so that the gradient of a dead channel is 0.
+
+    Returns:
+      float[batch, channels], float32 at least.
+
+    Source: CCLNet as released.
+    """
+    x = numerics.at_least_float32(x)
+    return (jnp.mean(x * x * x, axis=(1, 2)) + eps) ** (1 / 3)
+
+
 class AttentionPool(nnx.Module):
     """Attention of the mean token over all positions: CLIP's pooling for ResNets.
 

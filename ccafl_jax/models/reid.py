@@ -9,7 +9,8 @@ from flax import nnx
 
 from ccafl_jax import numerics
 from ccafl_jax.models.clip.config import ViTConfig
-from ccafl_jax.models.layers import BatchNorm, BNNeck, Compute, GeM
+from ccafl_jax.models.dual_stream import MODALITIES, DualStream
+from ccafl_jax.models.layers import BatchNorm, BNNeck, Compute, GeM, cubic_mean
 from ccafl_jax.models.towers import (
     Tower,
     TowerConfig,
@@ -18,7 +19,7 @@ from ccafl_jax.models.towers import (
     tower_to_json,
 )
 
-POOLINGS = ("gem", "mean", "class_token")
+POOLINGS = ("gem", "cubic", "mean", "class_token")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -26,7 +27,8 @@ class HeadConfig:
     """From the output of the image tower to the retrieval feature.
 
     Attributes:
-      pooling: "gem" (generalised mean of the map), "mean" of the map, or "class_token" (ViT).
+      pooling: "gem" (generalised mean of the map), "cubic" (the same with a fixed exponent of 3),
+        "mean" of the map, or "class_token" (ViT).
       joint: whether the feature of CLIP's joint space is appended to the pooled one.
       feature: retrieve by what leaves the BN neck ("neck") or by what enters it ("pooled").
       cameras: rows of the camera embedding that is added to the class token; 0 means none.
@@ -55,17 +57,24 @@ class ReIDConfig:
       embed_dim: size of the joint space with texts; 0 where the tower has none, `g` is None then.
       activation: of the blocks of a ViT.
       heads: from the tower to the feature.
+      dual_stream: whether visible and infrared images have a stem each; see `DualStream`.
     """
 
     vision: TowerConfig
     embed_dim: int
     activation: str
     heads: HeadConfig
+    dual_stream: bool = False
 
     @property
     def features(self) -> int:
         """Size of the retrieval feature."""
         return self.vision.features + (self.embed_dim if self.heads.joint else 0)
+
+    @property
+    def kinds(self) -> int:
+        """Kinds of images that the model tells apart: cameras, or modalities; 0 for none."""
+        return len(MODALITIES) if self.dual_stream else self.heads.cameras
 
     def to_json(self) -> dict:
         """As JSON values."""
@@ -74,6 +83,7 @@ class ReIDConfig:
             "embed_dim": self.embed_dim,
             "activation": self.activation,
             "heads": dataclasses.asdict(self.heads),
+            "dual_stream": self.dual_stream,
         }
 
     @classmethod
@@ -84,6 +94,7 @@ class ReIDConfig:
             embed_dim=raw["embed_dim"],
             activation=raw["activation"],
             heads=HeadConfig(**raw["heads"]),
+            dual_stream=raw["dual_stream"],
         )
 
 
@@ -103,11 +114,14 @@ class ReIDModel(nnx.Module):
     covers both parts: batch normalisation goes by channel, so it equals a neck for each.
     Parameters are `nnx.Param`, running statistics `nnx.BatchStat`; the neck's shift is fixed at 0
     and therefore no parameter.
+
+    Methods take the kind of each image where the model tells kinds apart: with a camera embedding
+    its camera, with two streams its modality.
     """
 
     def __init__(
         self,
-        visual: Tower,
+        visual: Tower | DualStream,
         heads: HeadConfig | None = None,
         *,
         bn_group: int = 0,
@@ -124,6 +138,8 @@ class ReIDModel(nnx.Module):
         """
         heads = heads or default_heads(visual.config)
         _check_heads(visual.config, heads)
+        if heads.cameras and isinstance(visual, DualStream):
+            raise ValueError("a model of two streams takes no camera embedding; leave cameras at 0")
         dtype = visual.compute.param_dtype
         features = visual.config.features
         self.visual = visual
@@ -141,54 +157,64 @@ class ReIDModel(nnx.Module):
         self.heads = heads
         set_bn_group(self, bn_group)
 
+    @property
+    def kinds(self) -> int:
+        """See `ReIDConfig.kinds`."""
+        dual = isinstance(self.visual, DualStream)
+        return len(MODALITIES) if dual else self.heads.cameras
+
     def __call__(
-        self, images: jax.Array, cameras: jax.Array | None = None, *, train: bool
+        self, images: jax.Array, kind: jax.Array | None = None, *, train: bool
     ) -> tuple[jax.Array, jax.Array]:
         """Both features.
 
         Args:
           images: float[batch, height, width, 3], normalised.
-          cameras: int32[batch], counted from 0; only with a camera embedding.
+          kind: int32[batch], from 0: cameras of a model with a camera embedding. With two streams
+            None, as a batch has visible images in its first half and infrared ones in its second.
           train: batch statistics instead of running ones.
 
         Returns:
           `f`: float[batch, dim], L2-normalised, and `g`: float[batch, joint_dim].
         """
-        pooled, g = self._encode(images, cameras, train=train)
+        pooled, g = self._encode(images, kind, train=train)
         return numerics.l2_normalize(self.neck(pooled, train=train)), g
 
-    def embed(self, images: jax.Array, cameras: jax.Array | None = None) -> jax.Array:
+    def embed(self, images: jax.Array, kind: jax.Array | None = None) -> jax.Array:
         """Retrieval features in evaluation mode: float[batch, dim], L2-normalised."""
-        feature = self.pooled(images, cameras)
+        feature = self.pooled(images, kind)
         if self.heads.feature == "neck":
             feature = self.neck(feature, train=False)
         return numerics.l2_normalize(feature)
 
-    def pooled(self, images: jax.Array, cameras: jax.Array | None = None) -> jax.Array:
+    def pooled(self, images: jax.Array, kind: jax.Array | None = None) -> jax.Array:
         """The pooled feature before the neck, in evaluation mode: float[batch, dim]."""
-        return self._encode(images, cameras, train=False)[0]
+        return self._encode(images, kind, train=False)[0]
 
-    def image_features(self, images: jax.Array) -> jax.Array:
+    def image_features(self, images: jax.Array, modality: jax.Array | None = None) -> jax.Array:
         """Features of the joint space in evaluation mode, without cameras: [batch, joint_dim]."""
-        return self.visual(images, train=False)
+        options = {} if modality is None else {"modality": modality}
+        return self.visual.project(self._last(images, train=False, **options))
 
-    def _encode(self, images, cameras, *, train: bool) -> tuple[jax.Array, jax.Array]:
+    def _encode(self, images, kind, *, train: bool) -> tuple[jax.Array, jax.Array]:
         """The pooled feature and `g`."""
         options = {}
         if self.heads.cameras:
-            if cameras is None:
+            if kind is None:
                 raise ValueError(
                     "this model has a camera embedding: pass the camera of each image, "
                     f"0 to {self.heads.cameras - 1}"
                 )
-            offset = self.camera_embedding[...][cameras]
+            offset = self.camera_embedding[...][kind]
             options["class_offset"] = self.heads.camera_scale * offset
-        vit = self.heads.pooling == "class_token"
-        encode = self.visual.encode_class if vit else self.visual.encode
-        last = encode(images, train=train, **options)[1]
+        elif isinstance(self.visual, DualStream):
+            options["modality"] = kind
+        last = self._last(images, train=train, **options)
         g = self.visual.project(last)
         if self.heads.pooling == "gem":
             pooled = self.gem(last)
+        elif self.heads.pooling == "cubic":
+            pooled = cubic_mean(last)
         elif self.heads.pooling == "mean":
             pooled = jnp.mean(numerics.at_least_float32(last), axis=(1, 2))
         else:
@@ -196,6 +222,12 @@ class ReIDModel(nnx.Module):
         if self.heads.joint:
             pooled = jnp.concatenate([pooled, g], axis=1)
         return pooled, g
+
+    def _last(self, images, *, train: bool, **options) -> jax.Array:
+        """What leaves the tower: a map, or the class token of a ViT."""
+        vit = isinstance(self.visual.config, ViTConfig)
+        encode = self.visual.encode_class if vit else self.visual.encode
+        return encode(images, train=train, **options)[1]
 
 
 def build_reid(
@@ -213,6 +245,8 @@ def build_reid(
         compute=compute,
         rngs=rngs,
     )
+    if config.dual_stream:
+        visual = DualStream(visual)
     return ReIDModel(visual, config.heads, bn_group=bn_group, rngs=rngs)
 
 
@@ -228,7 +262,7 @@ def _check_heads(vision: TowerConfig, heads: HeadConfig) -> None:
         if heads.pooling == "class_token" or heads.cameras:
             raise ValueError(
                 f"a ResNet has no class token (pooling {heads.pooling!r}, cameras "
-                f"{heads.cameras}); choose pooling 'gem' or 'mean' and no camera embedding"
+                f"{heads.cameras}); choose pooling 'gem', 'cubic' or 'mean' and no camera embedding"
             )
     elif heads.pooling != "class_token":
         raise ValueError(f"pooling {heads.pooling!r} needs a map; a ViT takes 'class_token'")

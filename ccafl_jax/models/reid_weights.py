@@ -6,7 +6,7 @@ from collections.abc import Mapping
 import numpy as np
 
 from ccafl_jax.models.clip.config import VisionConfig
-from ccafl_jax.models.clip.naming import reid_table
+from ccafl_jax.models.clip.naming import OPENAI_STEM, OPENAI_TOWER, reid_table
 from ccafl_jax.models.clip.weights import UNUSED, position_fits
 from ccafl_jax.models.named_tensors import (
     SCALAR,
@@ -98,6 +98,61 @@ def load_calr_tensors(model: ReIDModel, tensors: Mapping[str, np.ndarray]) -> di
         *batch_norm("neck", "feat_bn"),
     )
     return fill(model, tensors, table=table, unused=unused)
+
+
+def load_cclnet_tensors(
+    model: ReIDModel, tensors: Mapping[str, np.ndarray], *, stored: VisionConfig | None = None
+) -> dict[str, list[str]]:
+    """Fills a model of two streams from the names of models published with CCLNet.
+
+    Each of its three modules is a whole CLIP tower, of which the stem of `visible_module.visible`,
+    the stem of `thermal_module.thermal` and all but the stem of `base_resnet.base` are used. The
+    shift of `bottleneck` must be 0. Prompts, whose number depends on the training set, and the text
+    tower are passed over.
+
+    Args:
+      model: of a CLIP ResNet; changed in place.
+      tensors: by name, in torch's axis order.
+      stored: sizes of the image tower that the tensors were made for; None: those of the model.
+
+    Returns:
+      What was passed over: what it is -> names.
+
+    Raises:
+      ValueError: as `load_clip`.
+    """
+    if np.any(tensors.get("bottleneck.bias", 0) != 0):
+        raise ValueError(
+            f"{where(tensors, 'bottleneck.bias')} is not 0; the shift of the BN neck is fixed at 0 "
+            "here"
+        )
+    unused = {
+        "batch counters": UNUSED["batch counters"],
+        "shifts of the neck": r"bottleneck\.bias",
+        "trunks of the stems": r"(visible_module\.visible|thermal_module\.thermal)"
+        r"\.(layer\d|attnpool)\..*",
+        "stem of the trunk": r"base_resnet\.base\.(conv|bn)\d\..*",
+        "prompts": r"prompt_learner\..*",
+        "text tower": r"text_encoder\..*",
+    }
+    vision = model.visual.config
+    fit = position_fits(stored or vision, vision)["visual/attnpool/positional_embedding"]
+    return fill(
+        model,
+        tensors,
+        table=CCLNET,
+        unused=unused,
+        fits={"visual/trunk/attnpool/positional_embedding": fit},
+    )
+
+
+CCLNET = (
+    *prefixed(OPENAI_STEM, "visual/trunk/stem/", "visible_module.visible."),
+    *prefixed(OPENAI_STEM, "visual/infrared/", "thermal_module.thermal."),
+    *prefixed(OPENAI_TOWER, "visual/trunk/", "base_resnet.base."),
+    *batch_norm("neck", "bottleneck"),
+)
+"""Names of the parts of CCLNet's models that are used."""
 
 
 def reid_tensors(model: ReIDModel, *, tower: str = "visual.") -> dict[str, np.ndarray]:

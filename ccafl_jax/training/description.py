@@ -7,7 +7,7 @@ from ccafl_jax.models.reid import ReIDConfig
 from ccafl_jax.training.checkpoints import digest
 from ccafl_jax.training.state import FlatDict
 
-FORMAT = 2
+FORMAT = 3
 """Of the description; written with every checkpoint."""
 
 

@@ -29,7 +29,7 @@ def feature_extractor(
     Args:
       graphdef: of a `ReIDModel`.
       method: "embed" (f), "image_features" (g, which knows no cameras) or "pooled" (before the
-        neck).
+        neck). The extractor takes the kind of each image, see `ReIDModel`.
       mean: subtracted from pixels scaled to 0..1, by channel.
       std: divides them then, by channel.
       batch: images a call.
@@ -37,11 +37,11 @@ def feature_extractor(
       description: of the progress bar.
     """
 
-    def forward(model: nnx.Module, images: jax.Array, cameras: jax.Array) -> jax.Array:
+    def forward(model: nnx.Module, images: jax.Array, kind: jax.Array) -> jax.Array:
         x = normalize(images, mean, std, dtype=model.neck.scale[...].dtype)
-        if method == "image_features" or not model.heads.cameras:
+        if not model.kinds or (method == "image_features" and model.heads.cameras):
             return getattr(model, method)(x)
-        return getattr(model, method)(x, cameras)
+        return getattr(model, method)(x, kind)
 
     return make_extractor(graphdef, forward, batch=batch, mesh=mesh, description=description)
 

@@ -145,7 +145,7 @@ def test_cameras(camera_model, model):
         with pytest.raises(ValueError, match=message):
             camera_model.embed(images, cameras)
     assert camera_model.embed([], []).shape == (0, 24)
-    with pytest.raises(ValueError, match="no camera embedding"):
+    with pytest.raises(ValueError, match="neither a camera embedding nor two streams"):
         model.embed(images, 0)
 
 
