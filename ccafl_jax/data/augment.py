@@ -1,8 +1,8 @@
 """Training augmentation on the device: uint8 images in, normalised float images out.
 
-Flip, pad and crop, normalise, erase: the recipe of the published CLIP-based ReID systems. Each row
-draws from its own key, fold_in(fold_in(key(seed), step), row), so that a row's pixels depend
-neither on the size of the batch nor on the device that holds it.
+Grey, flip, pad and crop, normalise, erase: the recipe of the published CLIP-based ReID systems.
+Each row draws from its own key, fold_in(fold_in(key(seed), step), row), so that a row's pixels
+depend neither on the size of the batch nor on the device that holds it.
 """
 
 import dataclasses
@@ -16,6 +16,7 @@ import numpy as np
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 
+_LAWS = ("uniform", "log")
 _FILLS = {"release": IMAGENET_MEAN, "zero": (0.0, 0.0, 0.0)}
 
 
@@ -24,11 +25,15 @@ class AugmentConfig:
     """Settings of `augment`.
 
     Attributes:
+      grey: probability that an image loses its colours (those of visible light, where images of
+        other light are among them).
       flip: probability of a horizontal flip.
       pad: black pixels added on every side before the random crop back to size; 0 for none.
       erase_probability: probability of erasing one rectangle.
       erase_area: range of the rectangle's share of the image, before it is rounded to pixels.
-      erase_aspect: smallest ratio height / width; drawn uniformly up to its inverse.
+      erase_aspect: smallest ratio height / width; drawn up to its inverse.
+      erase_law: "uniform" in the ratio, as most published systems draw it, or "log", uniform in its
+        logarithm, as torchvision does.
       erase_tries: rectangles drawn until one is strictly smaller than the image on both sides.
       erase_fill: "release" writes (.485, .456, .406) into the normalised image, a mild grey, as
         the published systems do; "zero" writes the mean colour.
@@ -36,11 +41,13 @@ class AugmentConfig:
       std: colour the difference is divided by.
     """
 
+    grey: float = 0.0
     flip: float = 0.5
     pad: int = 10
     erase_probability: float = 0.5
     erase_area: tuple[float, float] = (0.02, 0.4)
     erase_aspect: float = 0.3
+    erase_law: str = "uniform"
     erase_tries: int = 100
     erase_fill: str = "release"
     mean: tuple[float, float, float] = IMAGENET_MEAN
@@ -50,7 +57,7 @@ class AugmentConfig:
         # Lists, as configuration files give them, cannot be part of a static argument.
         for name in ("erase_area", "mean", "std"):
             object.__setattr__(self, name, tuple(float(x) for x in getattr(self, name)))
-        for name in ("flip", "erase_probability"):
+        for name in ("grey", "flip", "erase_probability"):
             object.__setattr__(self, name, float(getattr(self, name)))
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"{name}={getattr(self, name)} is not a probability, 0 to 1")
@@ -60,6 +67,8 @@ class AugmentConfig:
             raise ValueError(f"erase_aspect={self.erase_aspect}; expected 0 < aspect <= 1")
         if self.pad < 0 or self.erase_tries < 1:
             raise ValueError(f"pad={self.pad} must be 0 or more, erase_tries={self.erase_tries} 1")
+        if self.erase_law not in _LAWS:
+            raise ValueError(f"erase_law={self.erase_law!r}; expected one of {list(_LAWS)}")
         if self.erase_fill not in _FILLS:
             raise ValueError(f"erase_fill={self.erase_fill!r}; expected one of {list(_FILLS)}")
 
@@ -68,6 +77,7 @@ class AugmentConfig:
 def augment(
     images: jax.Array,
     rows: jax.Array | None = None,
+    coloured: jax.Array | None = None,
     *,
     seed: int | jax.Array,
     step: int | jax.Array,
@@ -80,6 +90,7 @@ def augment(
       images: uint8[b, H, W, 3].
       rows: int32[b], place of each image in the global batch, to which its draws belong; 0..b-1
         when None.
+      coloured: bool[b], which images have colours that they may lose; all when None.
       seed: seed of the run.
       step: step of the run; the draws of a row differ from step to step.
       config: settings.
@@ -93,7 +104,12 @@ def augment(
     if rows is None:
         rows = jnp.arange(images.shape[0])
     step_key = jax.random.fold_in(jax.random.key(seed), step)
-    draws = jax.vmap(lambda row: _row_draws(jax.random.fold_in(step_key, row), config))(rows)
+    keys = jax.vmap(lambda row: jax.random.fold_in(step_key, row))(rows)
+    draws = jax.vmap(lambda key: _row_draws(key, config))(keys)
+    if config.grey:
+        images = jnp.where(
+            _is_grey(keys, coloured, config)[:, None, None, None], grey(images), images
+        )
     height, width = images.shape[1:3]
     boxes = jax.vmap(lambda draw: erase_box(draw, height, width, config))(draws["erase"])
     moved = jax.vmap(functools.partial(flip_and_crop, config=config))(images, draws["move"])
@@ -125,6 +141,20 @@ def normalize(
         dtype = jnp.promote_types(getattr(mean, "dtype", jnp.float32), jnp.float32)
     mean, std = jnp.asarray(mean, dtype), jnp.asarray(std, dtype)
     return (jnp.asarray(images).astype(dtype) / 255 - mean) / std
+
+
+def grey(images: jax.Array) -> jax.Array:
+    """Images without colours: the luma of ITU-R 601 in all channels, rounded as PIL does.
+
+    Args:
+      images: uint8[..., 3].
+
+    Returns:
+      uint8[..., 3].
+    """
+    weights = jnp.array([19595, 38470, 7471], jnp.int32)  # of 2 ** 16
+    luma = (jnp.sum(images.astype(jnp.int32) * weights, axis=-1, keepdims=True) + 2**15) >> 16
+    return jnp.broadcast_to(luma.astype(jnp.uint8), images.shape)
 
 
 def flip_and_crop(image: jax.Array, draws: jax.Array, config: AugmentConfig) -> jax.Array:
@@ -166,7 +196,10 @@ def erase_box(draws: jax.Array, height: int, width: int, config: AugmentConfig) 
     areas, aspects = draws[3:].reshape(2, config.erase_tries)
     low, high = config.erase_area
     area = (low + areas * (high - low)) * (height * width)
-    aspect = config.erase_aspect + aspects * (1 / config.erase_aspect - config.erase_aspect)
+    if config.erase_law == "log":
+        aspect = config.erase_aspect ** (1 - 2 * aspects)
+    else:
+        aspect = config.erase_aspect + aspects * (1 / config.erase_aspect - config.erase_aspect)
     tall = jnp.round(jnp.sqrt(area * aspect)).astype(jnp.int32)
     wide = jnp.round(jnp.sqrt(area / aspect)).astype(jnp.int32)
     fits = (tall < height) & (wide < width)
@@ -183,6 +216,16 @@ def _row_draws(key: jax.Array, config: AugmentConfig) -> dict[str, jax.Array]:
     # float32 whatever the default, so that a run in float64 sees the same pixels.
     draws = jax.random.uniform(key, (move + 3 + 2 * config.erase_tries,), jnp.float32)
     return {"move": draws[:move], "erase": draws[move:]}
+
+
+def _is_grey(keys: jax.Array, coloured: jax.Array | None, config: AugmentConfig) -> jax.Array:
+    """Which rows lose their colours, bool[b]."""
+    # A key of its own, so that the other draws do not change with this option.
+    draws = jax.vmap(lambda key: jax.random.uniform(jax.random.fold_in(key, 1), (), jnp.float32))(
+        keys
+    )
+    chosen = draws < config.grey
+    return chosen if coloured is None else chosen & coloured
 
 
 def _below(draws: jax.Array, bound: int | jax.Array) -> jax.Array:

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from ccafl_jax.data.augment import IMAGENET_MEAN, AugmentConfig, augment, erase_box, normalize
+from ccafl_jax.data.augment import IMAGENET_MEAN, AugmentConfig, augment, erase_box, grey, normalize
 
 PLAIN = AugmentConfig(flip=0.0, pad=0, erase_probability=0.0)
 HEIGHT, WIDTH = 16, 8
@@ -225,3 +225,42 @@ def test_wrong_settings_are_named(setting, message):
 
 def test_lists_are_accepted():
     assert AugmentConfig(erase_area=[0.02, 0.4], flip=1) == AugmentConfig(flip=1.0)
+
+
+def test_grey_is_the_luma_of_pil(images):
+    from PIL import Image
+
+    expected = np.stack([np.asarray(Image.fromarray(x).convert("L")) for x in images[:20]])
+    found = np.asarray(grey(images[:20]))
+    np.testing.assert_array_equal(found, np.repeat(expected[..., None], 3, axis=-1))
+
+
+def test_about_half_of_the_coloured_images_turn_grey(images, identity):
+    coloured = jnp.arange(400) < 200
+    config = change(grey=0.5, **identity)
+    found = np.asarray(augment(images, None, coloured, seed=0, step=0, config=config))
+    plain = images.astype(np.float32)
+    luma = np.asarray(grey(images)).astype(np.float32)
+    kept = np.array([np.allclose(a, b) for a, b in zip(found, plain, strict=True)])
+    turned = np.array([np.allclose(a, b) for a, b in zip(found, luma, strict=True)])
+    assert np.all(kept ^ turned) and np.all(kept[200:])
+    assert stats.binomtest(int(turned[:200].sum()), 200, 0.5).pvalue > 1e-4
+    all_of_them = augment(images, seed=0, step=0, config=change(grey=1.0, **identity))
+    np.testing.assert_allclose(all_of_them, luma, rtol=1e-6)
+
+
+def test_other_draws_do_not_change_with_grey(images):
+    config = AugmentConfig(pad=2)
+    turned = augment(grey(images), seed=1, step=2, config=config)
+    found = augment(images, seed=1, step=2, config=dataclasses.replace(config, grey=1.0))
+    np.testing.assert_array_equal(found, turned)
+
+
+def test_aspects_of_the_logarithmic_law_lie_evenly_on_both_sides_of_1():
+    config = change(erase_probability=1.0, erase_area=(0.1, 0.1), erase_law="log")
+    draws = jax.random.uniform(jax.random.key(0), (2000, 3 + 2 * config.erase_tries))
+    boxes = np.asarray(jax.vmap(lambda draw: erase_box(draw, 256, 256, config))(draws))
+    ratio = np.log(boxes[:, 2] / boxes[:, 3])
+    limit = np.log(1 / 0.3)
+    assert np.abs(ratio).max() <= limit + 0.02
+    assert stats.kstest(ratio, stats.uniform(-limit, 2 * limit).cdf).pvalue > 1e-4

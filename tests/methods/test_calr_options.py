@@ -166,6 +166,8 @@ OPTIONS = {
     "scale.rule": ("linear", rates),
     "data.height": (64, tower),
     "data.width": (32, tower),
+    "augment.grey": (1.0, augmented),
+    "augment.erase_law": ("log", augmented),
     "augment.flip": (0.0, augmented),
     "augment.pad": (1, augmented),
     "augment.erase_probability": (0.0, augmented),

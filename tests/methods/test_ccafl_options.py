@@ -262,6 +262,8 @@ OPTIONS = {
     "prompts.warmup_epochs": (1, prompt_rates),
     "prompts.min_lr": (1.0, prompt_rates),
     "schedule.iterations": (3, plan),
+    "augment.grey": (1.0, augmented),
+    "augment.erase_law": ("log", augmented),
     "augment.flip": (0.0, augmented),
     "augment.pad": (1, augmented),
     "augment.erase_probability": (0.0, augmented),
