@@ -6,6 +6,9 @@ its rows, sees the batches of the uninterrupted run. All of it is NumPy on the h
 
 import numpy as np
 
+DRAWS = ("stream", "released")
+"""How the batches of two modalities are drawn."""
+
 # Independent random streams of one seed.
 _CLASS_ORDER, _CLASS_IMAGES, _EPOCH_ORDER = 1, 2, 3
 _WORDS_PER_BLOCK = 4  # uint64 words that Philox makes per value of its counter
@@ -125,6 +128,131 @@ def plan_across_cameras(
     rows = np.concatenate([anchor[:, None], others], axis=1)  # [positions, K]
     images = order[begin[:, None] + rows]
     return images.reshape(steps, classes_per_batch * images_per_class).astype(np.int32)
+
+
+def plan_of_modalities(
+    labels: np.ndarray,
+    infrared: np.ndarray,
+    *,
+    seed: int,
+    steps: int,
+    classes_per_batch: int,
+    images_per_class: int,
+    draws: str = "stream",
+) -> np.ndarray:
+    """Batches whose first half is visible and whose second half is infrared, P x K images each.
+
+    The modalities draw apart: a batch shows other classes in one than in the other, and their
+    labels have nothing to do with each other. A modality with fewer than P classes shows some of
+    them twice in a batch.
+
+    Args:
+      labels: int[n], classes 0..N-1 in each modality; rows with -1 are never drawn.
+      infrared: bool[n], which images are infrared.
+      seed: seed of the epoch.
+      steps: number of batches.
+      classes_per_batch: P, of each modality.
+      images_per_class: K.
+      draws: "stream", see `plan`; or "released", where every batch draws P classes anew, and K
+        images of each with replacement, in the order of the published code.
+
+    Returns:
+      int32[steps, 2 * P * K], the K rows of a class side by side.
+
+    Raises:
+      ValueError: a modality without classes, `released` with fewer than P of them, shapes that do
+        not fit, other draws, or a negative or zero count.
+
+    Source: sampler of CCLNet as released (specification 3).
+    """
+    labels, infrared = np.asarray(labels), np.asarray(infrared, bool)
+    if infrared.shape != labels.shape:
+        raise ValueError(
+            f"labels have shape {labels.shape} and infrared {infrared.shape}; expected [n] and [n]"
+        )
+    if draws not in DRAWS:
+        raise ValueError(f"draws is {draws!r}; choose one of {DRAWS}")
+    _check_counts(0, steps, images_per_class)
+    if classes_per_batch < 1:
+        raise ValueError(f"classes_per_batch is {classes_per_batch}; expected 1 or more")
+    groups = [_group_by_class(np.where(infrared == side, labels, -1)) for side in (False, True)]
+    if draws == "released":
+        return _released_draws(groups, seed, steps, classes_per_batch, images_per_class)
+    positions = steps * classes_per_batch
+    halves = []
+    for side, (order, start, count) in enumerate(groups):
+        own_seed = 2 * seed + side
+        classes = _class_stream(len(count), own_seed, 0, positions)
+        uniform = _uniform(own_seed, 0, positions, images_per_class)
+        rows = _draw(count[classes], uniform)  # [positions, K]
+        halves.append(order[start[classes][:, None] + rows].reshape(steps, -1))
+    return np.concatenate(halves, axis=1).astype(np.int32)
+
+
+def _released_draws(
+    groups: list[tuple[np.ndarray, np.ndarray, np.ndarray]],
+    seed: int,
+    steps: int,
+    classes: int,
+    images: int,
+) -> np.ndarray:
+    fewest = min(len(count) for _, _, count in groups)
+    if fewest < classes:
+        raise ValueError(
+            f"a modality has {fewest} classes, and the released draws need {classes} in a batch: "
+            "choose draws='stream'"
+        )
+    random = np.random.RandomState(seed)
+    found = np.empty((steps, len(groups), classes, images), np.int32)
+    for step in found:
+        chosen = [random.choice(len(count), classes, replace=False) for _, _, count in groups]
+        for place in range(classes):
+            for side, (order, start, count) in enumerate(groups):
+                first, size = start[chosen[side][place]], count[chosen[side][place]]
+                step[side, place] = random.choice(order[first : first + size], images)
+    return found.reshape(steps, -1)
+
+
+def shuffled_pairs(
+    visible: np.ndarray, infrared: np.ndarray, *, seed: int, epoch: int, batch: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """All images of two modalities in random order, in batches with as many of each.
+
+    Those of the modality that has fewer are topped up by some of them, drawn with replacement.
+
+    Args:
+      visible: int[n], rows of the data set.
+      infrared: int[m], rows of the data set.
+      seed: seed of the run.
+      epoch: counted from 0; each epoch has its own order.
+      batch: rows of each modality in a batch.
+
+    Returns:
+      Rows int32[steps, 2 * batch], the visible ones in front, and valid bool[steps, 2 * batch];
+      the last batch is filled up with rows that are not valid. steps = ceil(max(n, m) / batch).
+
+    Raises:
+      ValueError: a modality without images, or an empty batch.
+
+    Source: CCLNet as released, prompt learning (specification 6.1).
+    """
+    sides = [np.asarray(rows) for rows in (visible, infrared)]
+    longest = max(map(len, sides))
+    if not min(map(len, sides)) or batch < 1:
+        raise ValueError(
+            f"{len(visible)} visible and {len(infrared)} infrared images in batches of {batch}: "
+            "all must be 1 or more"
+        )
+    steps = -(-longest // batch)
+    halves = []
+    for side, rows in enumerate(sides):
+        random = _generator(2 * seed + side, _EPOCH_ORDER, epoch)
+        more = random.integers(0, len(rows), longest - len(rows))
+        order = np.concatenate([random.permutation(len(rows)), more])
+        filled = np.pad(rows[order], (0, steps * batch - longest), mode="edge")
+        halves.append(filled.reshape(steps, batch))
+    valid = (np.arange(steps * batch) < longest).reshape(steps, batch)
+    return np.concatenate(halves, axis=1).astype(np.int32), np.concatenate([valid, valid], axis=1)
 
 
 def epoch_permutation(n: int, *, seed: int, epoch: int) -> np.ndarray:
