@@ -39,11 +39,14 @@ class PromptTemplate:
         return len(self.ids) - 1
 
 
-def prompt_template(tokenizer, *, prefix_tokens: int = PREFIX_TOKENS) -> PromptTemplate:
+def prompt_template(
+    tokenizer, *, text: str = TEXT, prefix_tokens: int = PREFIX_TOKENS
+) -> PromptTemplate:
     """The template sentence in the tokens of a model.
 
     Args:
       tokenizer: with `encode(texts, context_length) -> (ids, eot)`.
+      text: the sentence, with four X.
       prefix_tokens: tokens kept before the learned vectors. 4 replaces the four X. The published
         code keeps 5 (Market-1501, MSMT17) or 6 (DukeMTMC-reID), which shifts the vectors over
         "person" and the full stop.
@@ -51,19 +54,21 @@ def prompt_template(tokenizer, *, prefix_tokens: int = PREFIX_TOKENS) -> PromptT
     Raises:
       ValueError: if the tokenizer does not give four single tokens for the four X.
     """
-    ids, eot = tokenizer.encode([TEXT])
+    ids, eot = tokenizer.encode([text])
     return template_from_ids(
-        ids[0, : eot[0] + 1], slot=_slot_token(tokenizer), prefix_tokens=prefix_tokens
+        ids[0, : eot[0] + 1], slot=_slot_token(tokenizer), text=text, prefix_tokens=prefix_tokens
     )
 
 
-def template_from_ids(ids, *, slot: int, prefix_tokens: int = PREFIX_TOKENS) -> PromptTemplate:
+def template_from_ids(
+    ids, *, slot: int, text: str = TEXT, prefix_tokens: int = PREFIX_TOKENS
+) -> PromptTemplate:
     """As `prompt_template`, from the token ids up to end-of-text and the id of "X"."""
     ids = tuple(int(i) for i in ids)
     found = [position for position, token in enumerate(ids) if token == slot]
     if len(found) != SLOTS or found[-1] - found[0] != SLOTS - 1:
         raise ValueError(
-            f"{TEXT!r} must hold four consecutive tokens for its X; found them at {found}; "
+            f"{text!r} must hold four consecutive tokens for its X; found them at {found}; "
             "use the tokenizer files of the model"
         )
     start = found[0] + prefix_tokens - PREFIX_TOKENS

@@ -45,9 +45,9 @@ SMALL = CCAFLConfig(
 
 
 class WordTokenizer:
-    """Thirteen words; enough for the prompt."""
+    """Words enough for the prompts."""
 
-    words = ("a", "photo", "of", "person.", "x")
+    words = ("a", "photo", "of", "person.", "x", "visible", "infrared", "an")
 
     def encode(self, texts, context_length=16):
         ids = np.zeros((len(texts), context_length), np.int32)

@@ -6,7 +6,6 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
 from flax import nnx
 from jax.sharding import Mesh
@@ -14,13 +13,14 @@ from jax.sharding import Mesh
 from ccafl_jax import losses
 from ccafl_jax.data.samplers import shuffled_batches
 from ccafl_jax.methods.ccafl.config import PromptsConfig
-from ccafl_jax.models.prompts import PromptTemplate, assemble
+from ccafl_jax.methods.class_texts import encode_prompts
+from ccafl_jax.models.prompts import PromptTemplate
 from ccafl_jax.numerics import einsum
 from ccafl_jax.training.layout import REPLICATED, constrain
 from ccafl_jax.training.loop import is_finite, keep_where
 from ccafl_jax.training.optimizers import coupled_adam, prompt_cosine
-from ccafl_jax.training.sharding import host_local, shard_rows
-from ccafl_jax.training.state import FlatDict, merge_model
+from ccafl_jax.training.sharding import shard_rows
+from ccafl_jax.training.state import FlatDict
 
 
 @jax.tree_util.register_dataclass
@@ -62,17 +62,6 @@ class PromptContext:
 def prompt_optimizer(config: PromptsConfig) -> optax.GradientTransformation:
     """Adam with coupled L2, without a rate."""
     return coupled_adam(config.weight_decay)
-
-
-def encode_prompts(
-    graphdef: nnx.GraphDef,
-    template: PromptTemplate,
-    text_params: FlatDict,
-    sentence: jax.Array,
-    prompts: jax.Array,
-) -> jax.Array:
-    """Text features of learned prompts: float[n, 4, width] -> float[n, embed]."""
-    return merge_model(graphdef, text_params, {})(assemble(sentence, template, prompts))
 
 
 def make_prompt_step(
@@ -155,27 +144,6 @@ def learning_rate(epoch: int, config: PromptsConfig) -> float:
         minimum=config.min_lr,
         epochs=config.epochs,
     )
-
-
-def make_class_texts(
-    graphdef: nnx.GraphDef, template: PromptTemplate, *, batch: int = 256
-) -> Callable[[FlatDict, jax.Array, jax.Array], np.ndarray]:
-    """Builds `(text_params, sentence, prompts[classes, 4, width]) -> float[classes, embed]`."""
-
-    @jax.jit
-    def encode(text_params, sentence, prompts, rows):
-        return encode_prompts(graphdef, template, text_params, sentence, prompts[rows])
-
-    def class_texts(text_params: FlatDict, sentence: jax.Array, prompts: jax.Array) -> np.ndarray:
-        count = prompts.shape[0]
-        size = min(batch, count)
-        parts = []
-        for start in range(0, count, size):
-            rows = np.minimum(np.arange(start, start + size), count - 1)
-            parts.append(host_local(encode(text_params, sentence, prompts, rows)))
-        return np.concatenate(parts)[:count]
-
-    return class_texts
 
 
 @jax.jit

@@ -29,6 +29,7 @@ from ccafl_jax.methods.ccafl.phases import (
     report_classifier,
 )
 from ccafl_jax.methods.ccafl.progress import Progress, pack, summarize, unpack
+from ccafl_jax.methods.class_texts import make_class_texts
 from ccafl_jax.methods.metadata import class_digest, class_names, describe_run
 from ccafl_jax.methods.run import EncoderRun, EpochStart, Images, headline, progress_bar
 from ccafl_jax.models.clip import CLIP, Tokenizer
@@ -236,7 +237,7 @@ class Run(EncoderRun):
         return replicate(context, self.mesh)
 
     def _finish_prompts(self, context: prompts.PromptContext, loss: float, clock: float) -> None:
-        encode = prompts.make_class_texts(self.text_graph, self.template)
+        encode = make_class_texts(self.text_graph, self.template)
         self.class_text = encode(self.text_params, self.sentence, self.prompt_state.prompts)
         top1 = prompts.top1_inside_camera(
             context.image_features, self.class_text, context.label, context.cam_of
