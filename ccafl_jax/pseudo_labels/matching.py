@@ -78,14 +78,49 @@ def match_prototypes(
     similarity, *finite = jax.device_get(_similarities(visible, infrared))
     _check_finite("visible", rows, finite[0])
     _check_finite("infrared", columns, finite[1])
+    return _match(similarity, rows, columns, min_similarity)
+
+
+def match_similarity(
+    similarity: np.ndarray,
+    visible_valid: np.ndarray,
+    infrared_valid: np.ndarray,
+    *,
+    min_similarity: float = 0.0,
+) -> Matching:
+    """`match_prototypes` from similarities that were computed elsewhere.
+
+    Args:
+      similarity: float[visible rows, infrared rows].
+      visible_valid: bool[visible rows], rows in use.
+      infrared_valid: bool[infrared rows].
+      min_similarity: least similarity of an accepted pair.
+
+    Raises:
+      ValueError: a similarity of rows in use that is NaN or infinite.
+    """
+    rows, columns = np.flatnonzero(visible_valid), np.flatnonzero(infrared_valid)
+    finite = np.isfinite(similarity[np.ix_(rows, columns)])
+    if not finite.all():
+        raise ValueError(
+            f"{np.sum(~finite)} similarities of prototypes are NaN or infinite; expected finite "
+            "numbers: the training has diverged, or a row in use is padding"
+        )
+    return _match(similarity, rows, columns, min_similarity)
+
+
+def _match(
+    similarity: np.ndarray, rows: np.ndarray, columns: np.ndarray, min_similarity: float
+) -> Matching:
+    visible_rows, infrared_rows = similarity.shape
     # Padding is taken out first, so that it decides no tie.
     in_use = similarity[np.ix_(rows, columns)]
     row, column = linear_sum_assignment(in_use, maximize=True)
     pairs = np.stack([rows[row], columns[column]], axis=1).astype(np.int32)
     similarity = in_use[row, column]
     accepted = similarity >= min_similarity
-    infrared_of = np.full(visible.shape[0], -1, np.int32)
-    visible_of = np.full(infrared.shape[0], -1, np.int32)
+    infrared_of = np.full(visible_rows, -1, np.int32)
+    visible_of = np.full(infrared_rows, -1, np.int32)
     infrared_of[pairs[accepted, 0]] = pairs[accepted, 1]
     visible_of[pairs[accepted, 1]] = pairs[accepted, 0]
     figures = {

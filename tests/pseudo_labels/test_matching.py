@@ -11,7 +11,11 @@ from scipy.optimize import linear_sum_assignment
 
 from ccafl_jax.numerics import l2_normalize
 from ccafl_jax.pseudo_labels import matching
-from ccafl_jax.pseudo_labels.matching import match_prototypes, matching_precision
+from ccafl_jax.pseudo_labels.matching import (
+    match_prototypes,
+    match_similarity,
+    matching_precision,
+)
 from tests.comparison import assert_close
 from tests.golden_data import golden
 
@@ -200,3 +204,18 @@ def test_errors():
         matching_precision(match_prototypes(good, good), labels + 1, labels, labels, labels)
     with pytest.raises(ValueError, match=r"labels have shape \(3,\) and identities \(2,\)"):
         matching_precision(match_prototypes(good, good), labels, labels[:2], labels, labels)
+
+
+def test_matching_from_similarities_is_that_of_prototypes():
+    rng = np.random.default_rng(3)
+    visible, infrared = _unit(rng, 6), _unit(rng, 8)
+    masks = np.arange(6) != 2, np.arange(8) < 7
+    similarity = np.array(visible @ infrared.T)
+    similarity[2] = np.nan  # padding may hold anything
+    expected = match_prototypes(visible, infrared, *masks, min_similarity=0.1)
+    found = match_similarity(similarity, *masks, min_similarity=0.1)
+    np.testing.assert_array_equal(found.infrared_of, expected.infrared_of)
+    np.testing.assert_array_equal(found.visible_of, expected.visible_of)
+    similarity[0, 0] = np.inf
+    with pytest.raises(ValueError, match="1 similarities of prototypes are NaN or infinite"):
+        match_similarity(similarity, *masks)
