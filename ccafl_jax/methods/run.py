@@ -34,7 +34,7 @@ from ccafl_jax.training.agreement import from_first
 from ccafl_jax.training.checkpoints import Checkpoints
 from ccafl_jax.training.description import check_digest
 from ccafl_jax.training.extract import Extractor, Stopped
-from ccafl_jax.training.features import feature_extractor, query_then_gallery, score
+from ccafl_jax.training.features import feature_extractor, score
 from ccafl_jax.training.inputs import ImageInput, StreamedImages, choose_input
 from ccafl_jax.training.layout import layout, rules_of
 from ccafl_jax.training.log import RunLog, format_line
@@ -237,7 +237,8 @@ class EncoderRun(abc.ABC):
         """
         schedule, every = self.config.schedule, self.config.evaluation.every
         steps: dict[Any, Callable] = {}
-        bar = progress_bar((stop - start) * schedule.iterations, "training", unit="step")
+        total = (stop - start) * schedule.iterations or None  # not known where labels decide
+        bar = progress_bar(total, "training", unit="step")
         clock = time.monotonic()
         for epoch in range(start, stop):
             phase, done = self._phase(epoch), epoch + 1
@@ -330,10 +331,18 @@ class EncoderRun(abc.ABC):
 
     # Images and features.
 
+    def _pixels(self) -> PixelFormat:
+        """What images become when they are loaded."""
+        return PixelFormat(self.config.data.height, self.config.data.width)
+
+    def _kinds(self, records: Records) -> np.ndarray:
+        """What the model is told of each image, int[n]: its camera; see `ReIDModel`."""
+        return records.camid
+
     def _input(self, images: Records | np.ndarray, kind: str) -> ImageInput:
         config = self.config
         progress = sys.stderr.isatty()  # no bar in log files
-        pixels = PixelFormat(config.data.height, config.data.width)
+        pixels = self._pixels()
         if kind != "host":
             return choose_input(
                 images,
@@ -390,15 +399,16 @@ class EncoderRun(abc.ABC):
           chosen: int[k], rows of the split; None for all.
         """
         if split == "train":
-            images, camid = self.images, self.dataset.train.camid
+            images, kinds = self.images, self._kinds(self.dataset.train)
         elif split == "val":
-            images, camid = self.val_images, self.held_out.camid
+            images, kinds = self.val_images, self._kinds(self.held_out)
         else:
-            images, camid = self.test_images, query_then_gallery(self.dataset)[1]
+            sides = self.dataset.query, self.dataset.gallery
+            images, kinds = self.test_images, np.concatenate([self._kinds(x) for x in sides])
         state, stop = self.state, self.loop.should_stop
         try:
             return extractor(
-                state.params, state.batch_stats, images, camid, chosen=chosen, stop=stop
+                state.params, state.batch_stats, images, kinds, chosen=chosen, stop=stop
             )
         except Stopped as stopped:
             raise Preempted(f"{stopped}; {self.saves.words()}") from None
@@ -463,7 +473,7 @@ class EncoderRun(abc.ABC):
         return summary
 
 
-def progress_bar(total: int, description: str, *, unit: str, initial: int = 0) -> tqdm:
+def progress_bar(total: int | None, description: str, *, unit: str, initial: int = 0) -> tqdm:
     """A bar where somebody watches; elsewhere the lines of the epochs remain."""
     return tqdm(
         total=total,
