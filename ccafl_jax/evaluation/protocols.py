@@ -348,10 +348,12 @@ PROTOCOLS: dict[str, Protocol] = {
             "the models of ten splits.",
         ),
         _SYSU,
+        dataclasses.replace(_SYSU, name="synthetic_sysumm01"),
         dataclasses.replace(_SYSU, name="sysumm01_indoor", mode="indoor"),
         dataclasses.replace(_SYSU, name="sysumm01_10shot", shots=10),
         dataclasses.replace(_SYSU, name="sysumm01_indoor_10shot", mode="indoor", shots=10),
         _REGDB,
+        dataclasses.replace(_REGDB, name="synthetic_regdb"),
         dataclasses.replace(_REGDB, name="regdb_reverse", direction="thermal_to_visible"),
         Protocol(
             "no_cameras",

@@ -77,6 +77,8 @@ LAYOUTS: dict[str, Layout] = {
     "ilidsvid": Layout(read_ilidsvid, select_ilidsvid, "video"),
     "sysumm01": Layout(read_sysumm01, select_sysumm01, "visible_infrared"),
     "regdb": Layout(read_regdb, select_regdb, "visible_infrared"),
+    "synthetic_sysumm01": Layout(read_sysumm01, select_sysumm01, "visible_infrared"),
+    "synthetic_regdb": Layout(read_regdb, select_regdb, "visible_infrared"),
     "manifest": Layout(read_manifest, select_parts),
     "market_like": Layout(read_market, select_parts),
     "synthetic": Layout(read_market, select_parts),

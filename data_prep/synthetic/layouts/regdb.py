@@ -54,6 +54,11 @@ class RegdbConfig(LayoutConfig):
             raise ValueError(f"ids is {self.ids}; expected an even number, for two halves")
 
 
+def training_pairs(*, seed: int, train_ids: int) -> RegdbConfig:
+    """The settings of a set to train on, with as many people to test."""
+    return RegdbConfig(seed=seed, ids=2 * train_ids)
+
+
 def blueprint(config: RegdbConfig) -> Blueprint:
     """Names every picture and info file of a set."""
     people = draw_people(np.arange(1, config.ids + 1), seed=config.seed)

@@ -67,6 +67,13 @@ class SysuConfig(LayoutConfig):
     images: int = 10
 
 
+def training_pairs(*, seed: int, train_ids: int) -> SysuConfig:
+    """The settings of a set to train on, with half as many people to test."""
+    return SysuConfig(
+        seed=seed, train_ids=train_ids, val_ids=1, test_ids=max(2, train_ids // 2), images=6
+    )
+
+
 def blueprint(config: SysuConfig) -> Blueprint:
     """Names every picture and info file of a set."""
     counts = {"train": config.train_ids, "val": config.val_ids, "test": config.test_ids}
