@@ -16,6 +16,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from ccafl_jax.training.scale import ScaleConfig
+
 Rules = Sequence[tuple[str, PartitionSpec]]
 
 REPLICATED: Rules = ((r"", PartitionSpec()),)
@@ -29,6 +31,11 @@ BY_CLASS: Rules = (
     *REPLICATED,
 )
 """Memory banks and the classifier with its moments split over classes."""
+
+
+def rules_of(scale: ScaleConfig) -> Rules:
+    """The table that the options ask for."""
+    return BY_CLASS if scale.shard_classes else REPLICATED
 
 
 def path_of(keys: Sequence[Any]) -> str:

@@ -2,7 +2,6 @@
 
 import dataclasses
 
-import numpy as np
 from flax import nnx
 
 from ccafl_jax.data.augment import AugmentConfig
@@ -18,10 +17,9 @@ from ccafl_jax.methods.calr.config import (
 )
 from ccafl_jax.methods.calr.run import Run
 from ccafl_jax.methods.options import DataConfig, EvaluationConfig
-from ccafl_jax.methods.run import Images
 from ccafl_jax.models.reid import HeadConfig, ReIDConfig, ReIDModel
 from ccafl_jax.models.resnet import ImageNetResNetConfig, ResNet
-from tests.methods.small_run import small_dataset
+from tests.methods.small_run import small_dataset, small_images
 
 SMALL = CALRConfig(
     devices=1,
@@ -56,17 +54,12 @@ def small_calr(workdir, config=SMALL, *, kind=Run, **changes):
     """A `Run`; `changes` replace fields of the configuration."""
     config = dataclasses.replace(config, **changes)
     dataset = small_dataset()
-    rng = np.random.default_rng(0)
-    shape = (config.data.height, config.data.width, 3)
-    colours = rng.integers(0, 255, (200, 1, 1, 3))
-
-    def pixels(*splits):
-        pid = np.concatenate([s.pid for s in splits])
-        noise = rng.integers(-60, 60, (len(pid), *shape))
-        return np.clip(colours[pid] + noise, 0, 255).astype(np.uint8)
-
-    images = Images(train=pixels(dataset.train), test=pixels(dataset.query, dataset.gallery))
     model, sizes = small_model(config)
     return kind(
-        config, dataset=dataset, images=images, model=model, model_config=sizes, workdir=workdir
+        config,
+        dataset=dataset,
+        images=small_images(dataset, config.data),
+        model=model,
+        model_config=sizes,
+        workdir=workdir,
     )

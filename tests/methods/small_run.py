@@ -115,15 +115,15 @@ def small_dataset():
     )
 
 
-def small_run(workdir, config=SMALL, *, vit=False, negative=(), **changes):
-    """A `Run`, of a ResNet or a ViT; `changes` replace fields of the configuration.
+def small_images(dataset, data):
+    """Pixels of a data set: each identity has a colour, under noise.
 
-    The pixels of the training images in `negative` (rows before any are held out) are inverted.
+    Args:
+      dataset: of `small_dataset`.
+      data: options, of which height and width are read.
     """
-    config = dataclasses.replace(config, **changes)
-    dataset = small_dataset()
     rng = np.random.default_rng(0)
-    shape = (config.data.height, config.data.width, 3)
+    shape = (data.height, data.width, 3)
     colours = rng.integers(0, 255, (200, 1, 1, 3))
 
     def pixels(*splits):
@@ -131,9 +131,19 @@ def small_run(workdir, config=SMALL, *, vit=False, negative=(), **changes):
         noise = rng.integers(-60, 60, (len(pid), *shape))
         return np.clip(colours[pid] + noise, 0, 255).astype(np.uint8)
 
-    train = pixels(dataset.train)
+    return Images(train=pixels(dataset.train), test=pixels(dataset.query, dataset.gallery))
+
+
+def small_run(workdir, config=SMALL, *, vit=False, negative=(), **changes):
+    """A `Run`, of a ResNet or a ViT; `changes` replace fields of the configuration.
+
+    The pixels of the training images in `negative` (rows before any are held out) are inverted.
+    """
+    config = dataclasses.replace(config, **changes)
+    dataset = small_dataset()
+    images = small_images(dataset, config.data)
+    train = images.train.copy()
     train[list(negative)] = 255 - train[list(negative)]
-    test = pixels(dataset.query, dataset.gallery)
     dataset = keep_cameras(dataset, config.data.train_cameras)
     dataset, held_out = split_held_out(dataset, config.data.val_fraction, config.seed)
     return Run(
@@ -141,7 +151,7 @@ def small_run(workdir, config=SMALL, *, vit=False, negative=(), **changes):
         dataset=dataset,
         images=Images(
             train=train[dataset.train.index],
-            test=test,
+            test=images.test,
             val=None if held_out is None else train[held_out.index],
         ),
         clip=small_clip(config, vit=vit),

@@ -98,11 +98,10 @@ def global_labels(
         report |= _removal_report(found.labels, refined, pid)
     report["labelled_share"] = float(np.mean(labels >= 0))
     report |= _pairs_report(labels, pid)
-    start = config.contrast.weights_from
-    weights = np.ones(found.num_clusters, np.float32)
-    if 0 <= start <= epoch:
-        weights = camera_entropy_weights(labels, camid)
-    report["single_camera_share"] = float(np.mean(camera_entropy_weights(labels, camid) == 0))
+    weights = camera_entropy_weights(labels, camid)
+    report["single_camera_share"] = float(np.mean(weights == 0))
+    if not 0 <= config.contrast.weights_from <= epoch:
+        weights = np.ones_like(weights)
     return {"labels": labels, "weights": weights, "report": report}
 
 

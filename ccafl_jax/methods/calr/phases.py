@@ -18,7 +18,7 @@ from ccafl_jax.data.augment import augment
 from ccafl_jax.memory import update_each, update_hard
 from ccafl_jax.methods.calr.config import CALRConfig
 from ccafl_jax.methods.calr.state import CALRState
-from ccafl_jax.training.layout import BY_CLASS, REPLICATED, Rules, constrain
+from ccafl_jax.training.layout import REPLICATED, constrain, rules_of
 from ccafl_jax.training.loop import is_finite, keep_where
 from ccafl_jax.training.optimizers import apply_scaled, coupled_adam, warmup_multistep
 from ccafl_jax.training.state import FlatDict, batch_stats_of, merge_model
@@ -97,11 +97,6 @@ def initial_state(
     )
 
 
-def layout_rules(config: CALRConfig) -> Rules:
-    """Which arrays of the state are split over the devices."""
-    return BY_CLASS if config.scale.shard_classes else REPLICATED
-
-
 Step = Callable[
     [CALRState, Context, jax.Array, jax.Array, jax.Array], tuple[CALRState, dict[str, jax.Array]]
 ]
@@ -124,8 +119,8 @@ def make_step(
       head_graph: of the classifier of cameras.
       phase: what is active.
       config: options.
-      mesh: the devices, over which the new state is laid out by `layout_rules`; None leaves that
-        to the compiler.
+      mesh: the devices, over which the new state is laid out by `rules_of`; None leaves that to
+        the compiler.
       resident: whether `images` are the training set or only those of the batch.
       on_trace: called with the phase's name whenever the step is traced.
 
@@ -182,7 +177,7 @@ def make_step(
             old_state = state.replace(step=new_state.step, memory=new_state.memory)
             new_state = keep_where(finite, new_state, old_state)
         if mesh is not None:
-            new_state = constrain(new_state, mesh, layout_rules(config))
+            new_state = constrain(new_state, mesh, rules_of(config.scale))
             metrics = constrain(metrics, mesh, REPLICATED)
         return new_state, metrics
 

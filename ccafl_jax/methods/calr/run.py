@@ -3,7 +3,6 @@
 Read `EncoderRun.train` first, which says how any run begins, resumes and ends, then `Run._stages`.
 """
 
-import contextlib
 import logging
 import pathlib
 import time
@@ -26,7 +25,6 @@ from ccafl_jax.methods.calr.phases import (
     Context,
     Phase,
     initial_state,
-    layout_rules,
     learning_rate,
     make_step,
     phase_of,
@@ -34,7 +32,7 @@ from ccafl_jax.methods.calr.phases import (
 from ccafl_jax.methods.calr.progress import Progress, pack, summarize, unpack
 from ccafl_jax.methods.calr.state import CALRState
 from ccafl_jax.methods.metadata import describe_run
-from ccafl_jax.methods.run import EncoderRun, Images, headline, progress_bar
+from ccafl_jax.methods.run import EncoderRun, EpochStart, Images, progress_bar
 from ccafl_jax.models.camera_head import CameraHead
 from ccafl_jax.models.reid import ReIDConfig, ReIDModel
 from ccafl_jax.pseudo_labels.agglomerative import number_of_clusters
@@ -42,12 +40,10 @@ from ccafl_jax.pseudo_labels.infomap import require_infomap
 from ccafl_jax.pseudo_labels.quality import pairwise
 from ccafl_jax.pseudo_labels.refinement import Refined
 from ccafl_jax.training.agreement import from_first
-from ccafl_jax.training.layout import layout, padded_rows
+from ccafl_jax.training.layout import padded_rows
 from ccafl_jax.training.log import format_line
-from ccafl_jax.training.loop import mean_metrics
-from ccafl_jax.training.preemption import Preempted
 from ccafl_jax.training.processes import is_first
-from ccafl_jax.training.sharding import check_batch, place, replicate
+from ccafl_jax.training.sharding import check_batch, replicate
 from ccafl_jax.training.state import split_model
 
 log = logging.getLogger("ccafl_jax")
@@ -136,9 +132,6 @@ class Run(EncoderRun):
         if self.config.model.calibrate_neck:
             self._calibrate_neck(chosen)
 
-    def _laid_out(self, state: CALRState) -> CALRState:
-        return place(state, layout(state, self.mesh, layout_rules(self.config)))
-
     def _make_step(self, phase: Phase) -> Callable:
         return make_step(
             self.graphdef,
@@ -171,12 +164,15 @@ class Run(EncoderRun):
                 self._start_anew(number * options.iterations, rows)
             scalars, _ = self._epoch(
                 "local",
-                epoch,
-                Phase("local"),
                 step,
-                bar,
-                begin=lambda index=index, epoch=epoch: self._cluster_camera(index, epoch),
-                iterations=options.iterations,
+                lambda fresh, index=index, epoch=epoch: self._prepared(
+                    "local",
+                    self._cluster_camera(index, epoch) if fresh else {},
+                    options.iterations,
+                ),
+                rate=self._learning_rate(epoch),
+                where=f"camera {index + 1}, epoch {epoch + 1}",
+                bar=bar,
             )
             self.progress.local_epochs = number + 1
             scalars = {"camera": int(self.cameras[index]), "camera_epoch": epoch} | scalars
@@ -201,26 +197,22 @@ class Run(EncoderRun):
         built = from_first(lambda: camera_labels(features, options))
         clusters = np.asarray(built["labels"], np.int32)
         number, silhouette = int(clusters.max()) + 1, float(built["silhouette"])
+        report = {
+            "clusters": number,
+            "silhouette": silhouette,
+            **_pairs(clusters, self.dataset.train.pid[rows]),
+        }
         if len(progress.cameras) == index:
             progress.cameras.append({"images": len(rows), "silhouette": -2.0})
         if silhouette > progress.cameras[index]["silhouette"]:
             progress.local[rows] = clusters
-            progress.cameras[index] |= {
-                "clusters": number,
-                "silhouette": silhouette,
-                "epoch": epoch,
-                **_pairs(clusters, self.dataset.train.pid[rows]),
-            }
+            progress.cameras[index] |= report | {"epoch": epoch}
         labels = np.full(len(self.camid), -1, np.int32)
         labels[rows] = clusters
         self._put_in_force(labels, np.ones(number, np.float32))
         memory = init_centroids(features, jnp.asarray(clusters), self._rows("local"))
         self.state = self._laid_out(self.state.replace(memory={"clusters": memory}))
-        return {
-            "clusters": number,
-            "silhouette": silhouette,
-            **_pairs(clusters, self.dataset.train.pid[rows]),
-        }
+        return report
 
     def _camera_line(self, index: int) -> str:
         found = self.progress.cameras[index]
@@ -243,38 +235,14 @@ class Run(EncoderRun):
             return
         if start == 0 and self.progress.part is None:
             self._start_anew(self._local_epochs * self.config.local.iterations)
-        steps: dict[Phase, Callable] = {}
-        bar = progress_bar((schedule.epochs - start) * schedule.iterations, "training", unit="step")
-        clock = time.monotonic()
-        for epoch in range(start, schedule.epochs):
-            phase = phase_of(epoch, self.config)
-            if phase not in steps:
-                steps[phase] = self._make_step(phase)
-            ends, every = epoch + 1 == schedule.epochs, self.config.evaluation.every
-            scalars, result = self._epoch(
-                "encoder",
-                epoch,
-                phase,
-                steps[phase],
-                bar,
-                begin=lambda epoch=epoch: self._cluster_all(epoch),
-                iterations=schedule.iterations,
-                evaluate=ends or bool(every and (epoch + 1) % every == 0),
-            )
-            self.progress.encoder_epochs = epoch + 1
-            if result:
-                scalars |= headline(result)
-                if ends:
-                    measured = {"checkpoint": self.progress.number}
-                    measured["seconds"] = time.monotonic() - clock
-                    self.progress.stages.append({"name": "global", **result, **measured})
-            self.log.write("encoder", epoch, scalars)
-            if is_first():
-                tqdm.write(
-                    f"epoch {epoch + 1}/{schedule.epochs} {phase.name}: " + _epoch_line(scalars)
-                )
-            self._save(result)
-        bar.close()
+        self._train_epochs(start, schedule.epochs, ends={schedule.epochs: "global"})
+
+    def _phase(self, epoch: int) -> Phase:
+        return phase_of(epoch, self.config)
+
+    def _start(self, epoch: int, phase: Phase, *, fresh: bool) -> EpochStart:
+        scalars = self._cluster_all(epoch) if fresh else {}
+        return self._prepared("encoder", scalars, self.config.schedule.iterations)
 
     def _cluster_all(self, epoch: int) -> dict[str, float]:
         """Clusters all images, refines the clusters and fills the bank.
@@ -309,57 +277,12 @@ class Run(EncoderRun):
 
     # Both stages.
 
-    def _epoch(
-        self,
-        stage: str,
-        epoch: int,
-        phase: Phase,
-        step: Callable,
-        bar: tqdm,
-        *,
-        begin: Callable[[], dict[str, float]],
-        iterations: int,
-        evaluate: bool = False,
-    ) -> tuple[dict, dict | None]:
-        """One epoch, or what is left of it.
+    def _prepared(self, stage: str, scalars: dict[str, float], iterations: int) -> EpochStart:
+        """The start of an epoch whose labels and memory are in force."""
+        return EpochStart(scalars, self._context(stage), self._plan(stage, iterations))
 
-        Args:
-          stage: name of its log.
-          epoch: of the stage, or of the camera in stage 1.
-          phase: of the epoch.
-          step: of the phase.
-          bar: of the steps.
-          begin: makes the labels of the epoch, and returns figures for the log.
-          iterations: steps of a whole epoch.
-          evaluate: rank the test set at its end.
-
-        Returns:
-          Its scalars, and the figures of the evaluation where one is asked for.
-        """
-        found, scalars = self.progress.take_part(stage)
-        if scalars is None:
-            scalars = begin()
-        else:
-            bar.update(len(found))
-        context = self._context(stage)
-        rate = np.asarray(learning_rate(epoch, self.config), np.float32)
-        plan = self._plan(stage, iterations)[len(found) :]
-        with contextlib.closing(self.images.batches(plan)) as batches:
-            self.state, complete = self.loop.steps(
-                lambda state, batch: step(state, context, *batch, rate),
-                self.state,
-                batches,
-                found,
-                where=f"epoch {epoch + 1}, {phase.name}",
-                each=bar.update,
-            )
-        if not complete:
-            self._leave(stage, found, scalars, memory=True)
-        try:
-            result = self.evaluate() if evaluate else None
-        except Preempted:
-            self._leave(stage, found, scalars, memory=True)
-        return mean_metrics(found) | scalars | {"learning_rate": float(rate)}, result
+    def _learning_rate(self, epoch: int) -> float:
+        return learning_rate(epoch, self.config)
 
     def _put_in_force(self, labels: np.ndarray, weights: np.ndarray) -> None:
         self.progress.labels, self.progress.weights = labels, weights
@@ -400,6 +323,10 @@ class Run(EncoderRun):
             return plan(labels, **options)
         return plan_across_cameras(labels, self.camid, **options)
 
+    def _shown(self, scalars: dict[str, float]) -> dict[str, float]:
+        keys = ("clusters", "removed", "precision", "recall", "mAP", "rank1")
+        return super()._shown(scalars) | {key: scalars[key] for key in keys if key in scalars}
+
     # Checkpoints and summary.
 
     def _pack(self, *, memory: bool) -> dict[str, Any]:
@@ -437,11 +364,3 @@ def _pairs(labels: np.ndarray, pid: np.ndarray) -> dict[str, float]:
         return {}
     found = pairwise(labels, pid)
     return {"precision": found.precision, "recall": found.recall}
-
-
-def _epoch_line(scalars: dict[str, float]) -> str:
-    shown = {"loss": scalars["total"]}
-    for key in ("clusters", "removed", "precision", "recall", "mAP", "rank1"):
-        if key in scalars:
-            shown[key] = scalars[key]
-    return format_line(shown)

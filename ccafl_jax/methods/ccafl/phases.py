@@ -21,7 +21,7 @@ from ccafl_jax.memory import update_each, update_hard, update_instances, update_
 from ccafl_jax.methods.ccafl.config import CCAFLConfig, OptimizerConfig
 from ccafl_jax.methods.ccafl.state import CCAFLState
 from ccafl_jax.numerics import NEG
-from ccafl_jax.training.layout import BY_CLASS, REPLICATED, Rules, constrain
+from ccafl_jax.training.layout import REPLICATED, constrain, rules_of
 from ccafl_jax.training.loop import is_finite, keep_where
 from ccafl_jax.training.optimizers import (
     apply_scaled,
@@ -155,11 +155,6 @@ def initial_state(
     )
 
 
-def layout_rules(config: CCAFLConfig) -> Rules:
-    """Which arrays of the state are split over the devices."""
-    return BY_CLASS if config.scale.shard_classes else REPLICATED
-
-
 Step = Callable[
     [CCAFLState, Context, jax.Array, jax.Array, jax.Array], tuple[CCAFLState, dict[str, jax.Array]]
 ]
@@ -182,8 +177,8 @@ def make_step(
       paths: names of its parameters.
       phase: what is active.
       config: options.
-      mesh: the devices, over which the new state is laid out by `layout_rules`; None leaves that
-        to the compiler.
+      mesh: the devices, over which the new state is laid out by `rules_of`; None leaves that to
+        the compiler.
       resident: whether `images` are the training set or only those of the batch.
       on_trace: called with the phase's name whenever the step is traced (once, unless something
         is wrong).
@@ -249,7 +244,7 @@ def make_step(
             old_state = state.replace(step=new_state.step, memory=new_state.memory)
             new_state = keep_where(finite, new_state, old_state)
         if mesh is not None:
-            new_state = constrain(new_state, mesh, layout_rules(config))
+            new_state = constrain(new_state, mesh, rules_of(config.scale))
             metrics = constrain(metrics, mesh, REPLICATED)
         return new_state, metrics
 

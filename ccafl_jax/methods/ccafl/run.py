@@ -3,7 +3,6 @@
 Read `EncoderRun.train` first, which says how any run begins, resumes and ends, then `Run._stages`.
 """
 
-import contextlib
 import functools
 import logging
 import pathlib
@@ -14,11 +13,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from tqdm import tqdm
 
 from ccafl_jax.data.labels import IntraCameraLabels, intra_camera_labels
 from ccafl_jax.data.records import Records, ReIDDataset
-from ccafl_jax.methods import holdout
 from ccafl_jax.methods.ccafl import init_from, memories, prompts
 from ccafl_jax.methods.ccafl.config import CCAFLConfig
 from ccafl_jax.methods.ccafl.model import image_model
@@ -26,27 +23,23 @@ from ccafl_jax.methods.ccafl.phases import (
     Context,
     Phase,
     initial_state,
-    layout_rules,
     learning_rate,
     make_step,
     phase_of,
     report_classifier,
 )
 from ccafl_jax.methods.ccafl.progress import Progress, pack, summarize, unpack
-from ccafl_jax.methods.ccafl.state import CCAFLState
 from ccafl_jax.methods.metadata import class_digest, class_names, describe_run
-from ccafl_jax.methods.run import EncoderRun, Images, headline, progress_bar
+from ccafl_jax.methods.run import EncoderRun, EpochStart, Images, headline, progress_bar
 from ccafl_jax.models.clip import CLIP, Tokenizer
 from ccafl_jax.models.prompts import init_prompts, prompt_template, template_embeddings
 from ccafl_jax.pseudo_labels.cross_camera import diagnostics
 from ccafl_jax.training.agreement import from_first
 from ccafl_jax.training.extract import Extractor
-from ccafl_jax.training.layout import layout, with_rows
+from ccafl_jax.training.layout import with_rows
 from ccafl_jax.training.log import format_line
 from ccafl_jax.training.loop import mean_metrics
-from ccafl_jax.training.preemption import Preempted
-from ccafl_jax.training.processes import is_first
-from ccafl_jax.training.sharding import check_batch, place, replicate
+from ccafl_jax.training.sharding import check_batch, replicate
 from ccafl_jax.training.state import split_model
 
 log = logging.getLogger("ccafl_jax")
@@ -271,39 +264,11 @@ class Run(EncoderRun):
             start = self.progress.encoder_epochs = border
         if start >= stop:
             return
-        steps: dict[Phase, Callable] = {}
-        bar = progress_bar((stop - start) * schedule.iterations, "training", unit="step")
-        clock = time.monotonic()
-        for epoch in range(start, stop):
-            phase = phase_of(epoch, self.config)
-            if phase not in steps:
-                steps[phase] = self._make_step(phase)
-            ends = {schedule.epochs: "inter", min(border, schedule.epochs): "intra"}.get(epoch + 1)
-            every = self.config.evaluation.every
-            scalars, result = self._encoder_epoch(
-                epoch,
-                phase,
-                steps[phase],
-                bar,
-                evaluate=bool(ends or (every and (epoch + 1) % every == 0)),
-            )
-            self.progress.encoder_epochs = epoch + 1
-            if result:
-                scalars |= headline(result)
-                holdout.watch(self.progress.val_history, result)
-                if ends:
-                    seconds = time.monotonic() - clock
-                    clock = time.monotonic()
-                    measured = {"checkpoint": self.progress.number, "seconds": seconds}
-                    self.progress.stages.append({"name": ends, **result, **measured})
-            self.progress.gid_accuracy = scalars["gid_accuracy"]
-            self.log.write("encoder", epoch, scalars)
-            if is_first():
-                tqdm.write(
-                    f"epoch {epoch + 1}/{schedule.epochs} {phase.name}: " + _epoch_line(scalars)
-                )
-            self._save(result)
-        bar.close()
+        ends = {schedule.epochs: "inter", min(border, schedule.epochs): "intra"}
+        self._train_epochs(start, stop, ends=ends)
+
+    def _phase(self, epoch: int) -> Phase:
+        return phase_of(epoch, self.config)
 
     def _make_step(self, phase: Phase) -> Callable:
         return make_step(
@@ -316,42 +281,15 @@ class Run(EncoderRun):
             on_trace=self.traces.append,
         )
 
-    def _encoder_epoch(
-        self, epoch: int, phase: Phase, step: Callable, bar: tqdm, *, evaluate: bool = False
-    ) -> tuple[dict, dict | None]:
-        """One epoch of stages 2 and 3, or what is left of it.
-
-        Returns:
-          Its scalars, and the figures of the evaluation at its end where one is asked for.
-        """
-        found, scalars = self.progress.take_part("encoder")
-        if scalars is None:
+    def _start(self, epoch: int, phase: Phase, *, fresh: bool) -> EpochStart:
+        scalars, features = {}, None
+        if fresh:
             features = self._extract(self.extract_f)
             scalars = self._associate(epoch, phase, features)
-            if phase.ical and not phase_of(epoch - 1, self.config).ical:
+            if phase.ical and not self._phase(epoch - 1).ical:
                 report_classifier(self.progress.gid_accuracy, self.num_classes)
-            context = self._begin(epoch, phase, features)
-        else:
-            bar.update(len(found))
-            context = self._begin(epoch, phase, None)
-        rate = np.asarray(self._learning_rate(epoch), self.state.classifier.dtype)
-        plan = self._plan(epoch, phase)[len(found) :]
-        with contextlib.closing(self.images.batches(plan)) as batches:
-            self.state, complete = self.loop.steps(
-                lambda state, batch: step(state, context, *batch, rate),
-                self.state,
-                batches,
-                found,
-                where=f"epoch {epoch + 1}, {phase.name}",
-                each=bar.update,
-            )
-        if not complete:
-            self._leave("encoder", found, scalars, memory=True)
-        try:
-            result = self.evaluate() if evaluate else None
-        except Preempted:
-            self._leave("encoder", found, scalars, memory=True)
-        return mean_metrics(found) | scalars | {"learning_rate": float(rate)}, result
+        context = self._begin(epoch, phase, features)
+        return EpochStart(scalars, context, self._plan(epoch, phase))
 
     def _begin(self, epoch: int, phase: Phase, features: jax.Array | None) -> Context:
         """The tables of an epoch; the memory banks are filled from features, if these are given."""
@@ -373,9 +311,6 @@ class Run(EncoderRun):
             memory = memories.make_memory(phase, features, context, draws, cameras=cameras)
             self.state = self._laid_out(self.state.replace(memory=memory))
         return replicate(context, self.mesh)
-
-    def _laid_out(self, state: CCAFLState) -> CCAFLState:
-        return place(state, layout(state, self.mesh, layout_rules(self.config)))
 
     def _associate(self, epoch: int, phase: Phase, features: jax.Array) -> dict:
         """Renews the pseudo identities when due; in stage 2 the result is only logged."""
@@ -412,6 +347,16 @@ class Run(EncoderRun):
 
     def _learning_rate(self, epoch: int) -> float:
         return learning_rate(epoch, self.config.optimizer)
+
+    def _note(self, scalars: dict[str, float]) -> None:
+        self.progress.gid_accuracy = scalars["gid_accuracy"]
+
+    def _shown(self, scalars: dict[str, float]) -> dict[str, float]:
+        shown = {"loss": scalars["total"], "gid_acc": scalars["gid_accuracy"]}
+        for key in ("association_clusters", "association_precision", "mAP", "rank1", "val_mAP"):
+            if key in scalars:
+                shown[key.removeprefix("association_")] = scalars[key]
+        return shown
 
     # Checkpoints and summary.
 
@@ -476,11 +421,3 @@ def _report_reach(last_distance: float = np.nan, stranger_distance: float = np.n
             last_distance,
             stranger_distance,
         )
-
-
-def _epoch_line(scalars: dict[str, float]) -> str:
-    shown = {"loss": scalars["total"], "gid_acc": scalars["gid_accuracy"]}
-    for key in ("association_clusters", "association_precision", "mAP", "rank1", "val_mAP"):
-        if key in scalars:
-            shown[key.removeprefix("association_")] = scalars[key]
-    return format_line(shown)
