@@ -193,8 +193,8 @@ def segment_means(values: np.ndarray, segment: np.ndarray, segments: int) -> np.
             f"{empty.size} of {segments} segments have no row, the first is {empty[0]}; expected "
             "one or more of each"
         )
-    order = np.argsort(segment, kind="stable")
-    sums = np.add.reduceat(
-        np.asarray(values)[order], np.cumsum(count) - count, axis=0, dtype=np.float64
-    )
+    values = np.asarray(values)
+    if np.any(np.diff(segment) < 0):
+        values = values[np.argsort(segment, kind="stable")]
+    sums = np.add.reduceat(values, np.cumsum(count) - count, axis=0, dtype=np.float64)
     return sums / count[:, None]
