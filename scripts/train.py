@@ -211,14 +211,11 @@ def draw_images(folder: pathlib.Path, data: "DataConfig") -> int:
 
 
 def draw_tracklets(folder: pathlib.Path, data: "DataConfig") -> int:
-    """Walks in the layout of MARS, of half as many people to test; returns how many frames."""
+    """Walks in the layout of MARS; returns how many frames."""
     from data_prep.synthetic import write_layout
-    from data_prep.synthetic.layouts.mars import MarsConfig
+    from data_prep.synthetic.layouts.mars import training_walks
 
-    people = data.synthetic_ids
-    settings = MarsConfig(
-        seed=data.synthetic_seed, train_ids=people, test_ids=max(1, people // 2), frames=16
-    )
+    settings = training_walks(seed=data.synthetic_seed, train_ids=data.synthetic_ids)
     counts = write_layout(folder, "mars", settings)
     return counts["bbox_train"] + counts["bbox_test"]
 
