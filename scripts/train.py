@@ -72,7 +72,8 @@ def main() -> None:
     )
     parser.add_argument(
         "--stages",
-        help="some of the stages: prompts,intra,inter of CCAFL, local,global of CALR",
+        help="some of the stages: prompts,intra,inter of CCAFL, local,global of CALR, clips of "
+        "TF-CLIP",
     )
     parser.add_argument(
         "--activation",
@@ -133,7 +134,7 @@ def run(arguments: argparse.Namespace, overrides: list[str]) -> None:
     if arguments.profile:
         profile = Profile.parse(arguments.profile, arguments.workdir / "profile")
     root = config.data.root
-    if not root and config.data.name == "synthetic":
+    if not root and config.data.name in SYNTHETIC:
         if not is_local(arguments.workdir):
             raise ValueError(
                 "the synthetic people are drawn into the run folder, which has to be on a disk: "
@@ -195,13 +196,32 @@ def remove_run(workdir: pathlib.Path) -> None:
 
 def draw_synthetic(parent: pathlib.Path, data: "DataConfig") -> pathlib.Path:
     """Draws the embedded people into the run folder unless they are there."""
+    folder = parent / f"seed{data.synthetic_seed}_ids{data.synthetic_ids}"
+    count = SYNTHETIC[data.name](folder, data)
+    print(f"synthetic people: {count} images in {folder}")
+    return folder
+
+
+def draw_images(folder: pathlib.Path, data: "DataConfig") -> int:
+    """Single images in the layout of Market-1501; returns how many."""
     from data_prep.synthetic import SyntheticConfig, write_folder
 
     settings = SyntheticConfig(seed=data.synthetic_seed, train_ids=data.synthetic_ids)
-    folder = parent / f"seed{settings.seed}_ids{settings.train_ids}"
-    counts = write_folder(folder, settings)
-    print(f"synthetic people: {sum(counts.values())} images in {folder}")
-    return folder
+    return sum(write_folder(folder, settings).values())
+
+
+def draw_tracklets(folder: pathlib.Path, data: "DataConfig") -> int:
+    """Walks in the layout of MARS; returns how many frames."""
+    from data_prep.synthetic import write_layout
+    from data_prep.synthetic.layouts.mars import training_walks
+
+    settings = training_walks(seed=data.synthetic_seed, train_ids=data.synthetic_ids)
+    counts = write_layout(folder, "mars", settings)
+    return counts["bbox_train"] + counts["bbox_test"]
+
+
+SYNTHETIC = {"synthetic": draw_images, "synthetic_tracklets": draw_tracklets}
+"""The data sets that are drawn where no folder is named."""
 
 
 if __name__ == "__main__":

@@ -175,7 +175,7 @@ class Embedder(ImageEmbedder):
             step,
             preprocess=bundle.preprocess,
             features=bundle.model.features,
-            cameras=bundle.model.heads.cameras,
+            cameras=bundle.model.cameras,
             batch=-(-batch // size) * size,
             camera_codes=bundle.camera_codes,
         )

@@ -54,7 +54,7 @@ def load(
         step,
         preprocess=preprocess,
         features=model.features,
-        cameras=model.heads.cameras,
+        cameras=model.cameras,
         camera_codes=tuple((about["inputs"].get("cameras") or {}).get("codes", ())),
         batch=batch,
     )

@@ -52,7 +52,7 @@ def input_signature(bundle: ModelBundle) -> dict:
     `frames` and `modality` say that an image is one visible-light picture; recipes for clips or
     for other sensors state theirs there. `codes` are the data set's numbers of the cameras.
     """
-    preprocess, cameras = bundle.preprocess, bundle.model.heads.cameras
+    preprocess, cameras = bundle.preprocess, bundle.model.cameras
     images = {
         "dtype": "uint8",
         "shape": ["b", preprocess.height, preprocess.width, 3],

@@ -33,7 +33,7 @@ def write_onnx(folder: pathlib.Path, bundle: ModelBundle) -> None:
     embed = embed_function(bundle.model, bundle.preprocess)
     size = (bundle.preprocess.height, bundle.preprocess.width)
     inputs = {"images": jax.ShapeDtypeStruct(("b", *size, 3), jnp.uint8)}
-    if bundle.model.heads.cameras:
+    if bundle.model.cameras:
         inputs["cameras"] = jax.ShapeDtypeStruct(("b",), jnp.int32)
     with _quiet("onnx_ir"):
         jax2onnx.to_onnx(

@@ -100,7 +100,7 @@ def _lower(bundle: ModelBundle, compute_dtype: str) -> "jax.export.Exported":
     (b,) = export.symbolic_shape("b")
     size = (bundle.preprocess.height, bundle.preprocess.width)
     inputs = [jax.ShapeDtypeStruct((b, *size, 3), jnp.uint8)]
-    if bundle.model.heads.cameras:
+    if bundle.model.cameras:
         inputs.append(jax.ShapeDtypeStruct((b,), jnp.int32))
     weights = {k: jax.ShapeDtypeStruct(x.shape, x.dtype) for k, x in all_arrays(bundle).items()}
     embed = embed_function(bundle.model, bundle.preprocess, compute_dtype=compute_dtype)

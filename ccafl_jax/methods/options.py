@@ -23,7 +23,8 @@ class DataConfig:
 
     Attributes:
       name: of the data set, a key of `ccafl_jax.data.layouts.LAYOUTS`; `synthetic` are the embedded
-        people, drawn into the work folder when `root` is empty.
+        people, and `synthetic_tracklets` their walks, drawn into the work folder when `root` is
+        empty.
       root: folder of the data set, or one that holds it.
       source: `folder` (the raw download), `prepared` (from scripts/prepare_data.py), or `auto`,
         which looks what `root` holds.

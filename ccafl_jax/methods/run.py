@@ -237,7 +237,9 @@ class EncoderRun(abc.ABC):
         """
         schedule, every = self.config.schedule, self.config.evaluation.every
         steps: dict[Any, Callable] = {}
-        bar = progress_bar((stop - start) * schedule.iterations, "training", unit="step")
+        # Where the batches of an epoch say how many steps it has, the bar has no end.
+        total = (stop - start) * schedule.iterations or None
+        bar = progress_bar(total, "training", unit="step")
         clock = time.monotonic()
         for epoch in range(start, stop):
             phase, done = self._phase(epoch), epoch + 1
@@ -463,7 +465,7 @@ class EncoderRun(abc.ABC):
         return summary
 
 
-def progress_bar(total: int, description: str, *, unit: str, initial: int = 0) -> tqdm:
+def progress_bar(total: int | None, description: str, *, unit: str, initial: int = 0) -> tqdm:
     """A bar where somebody watches; elsewhere the lines of the epochs remain."""
     return tqdm(
         total=total,

@@ -67,6 +67,11 @@ class ReIDConfig:
         """Size of the retrieval feature."""
         return self.vision.features + (self.embed_dim if self.heads.joint else 0)
 
+    @property
+    def cameras(self) -> int:
+        """Rows of the camera embedding; 0 where there is none."""
+        return self.heads.cameras
+
     def to_json(self) -> dict:
         """As JSON values."""
         return {

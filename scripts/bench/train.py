@@ -2,10 +2,11 @@
 
 Every phase is timed with its own losses, memory banks, augmentation and input, on random weights,
 pixels and labels of Market-1501's size; beside it the bare step: forward, backward and the same
-Adam of the same network on one ready batch, with a trivial loss. Steps are dispatched one after the
-other and waited for at the end of a window; medians and extents are of several windows. Each
-network and dtype runs in a process of its own. Where torch and timm are at hand, the bare step runs
-in PyTorch as well (train_torch.py), compiled on a GPU.
+Adam of the same network on one ready batch, with a trivial loss. With --clips the step of TF-CLIP
+is timed instead, on clips of frames, and the extraction of dense features. Steps are dispatched one
+after the other and waited for at the end of a window; medians and extents are of several windows.
+Each network and dtype runs in a process of its own. Where torch and timm are at hand, the bare step
+runs in PyTorch as well (train_torch.py), compiled on a GPU.
 
 FLOP/s are the compiler's count of the program before it is optimised (of the optimised one where
 the first is not counted, as on GPUs) over the time that a step takes. Peak memory is the
@@ -31,6 +32,7 @@ examples:
   python scripts/bench/train.py --quick --networks RN50        # bfloat16, few repeats
   python scripts/bench/train.py --torch /opt/torch/bin/python  # an interpreter that has torch
   python scripts/bench/train.py --json results/train_gpu.json --docs docs/training.md --table gpu
+  python scripts/bench/train.py --clips --json results/train_clips.json    # TF-CLIP's step
 """
 
 NETWORKS = {"ccafl": ("RN50", "ViT-B/16"), "calr": ("ResNet-50", "IBN-ResNet-50-a")}
@@ -63,6 +65,8 @@ def main() -> int:
         print(json.dumps(module.measure(module.Work(**request))))
         return 0
     device = in_own_process(__file__, "device", {})
+    if options.clips:
+        return measure_clips(options, device)
     works = chosen(options, cpu=device["platform"] == "cpu")
     results: dict[str, Any] = {"device": device, "works": kept(options.json, device)}
     failed = []
@@ -97,6 +101,78 @@ def main() -> int:
     return 1 if missed else 0
 
 
+def measure_clips(options: argparse.Namespace, device: dict[str, Any]) -> int:
+    """Measures TF-CLIP's step, prints a table and returns the exit status."""
+    cpu = device["platform"] == "cpu"
+    works = kept(options.json, device)
+    failed = []
+    for work in chosen_clips(options, cpu=cpu):
+        name = f"{work['network']} {work['dtype']}" + (", remat" if work["remat"] else "")
+        print(f"{name}: {work}", flush=True)
+        try:
+            works[name] = in_own_process(__file__, json.dumps(work), {})
+        except subprocess.CalledProcessError as error:  # the other works still run
+            failed.append(f"{name} ended with status {error.returncode}")
+            continue
+        steps = works[name]["steps"].items()
+        failed += [f"{name}, {kind}: {x['error']}" for kind, x in steps if "error" in x]
+        results = {"device": device, "works": works}
+        write(results, options.json, options.docs, f"clips_{options.table}", clips_table(results))
+    print(f"\n{clips_table({'works': works})}\nfailed: {'; '.join(failed) or 'none'}")
+    return 1 if failed else 0
+
+
+def chosen_clips(options: argparse.Namespace, *, cpu: bool) -> list[dict[str, Any]]:
+    """The works, fields of `train_tfclip.Work`: those of the recipe, or smaller ones."""
+    small = cpu or options.tiny
+    batch = options.batch or ((2, 2) if small else (4, 4))
+    networks = options.networks or (["RN50"] if options.tiny else ["ViT-B/16"])
+    dtypes = options.dtypes or (["float32"] if cpu else ["bfloat16", "float32"])
+    return [
+        {
+            "method": "tfclip",
+            "network": network,
+            "dtype": dtype,
+            "attention": usual({"network": network, "dtype": dtype}, cpu=cpu),
+            "classes": batch[0],
+            "images": batch[1],
+            "frames": options.frames or (2 if small else 8),
+            "inputs": options.inputs or list(INPUTS),
+            "steps": options.steps or (1 if small else 10),
+            "repeats": options.repeats or 3,
+            "scale": options.scale or (0.01 if options.tiny else 0.1 if cpu else 1.0),
+            "remat": remat,
+            "tiny": options.tiny,
+        }
+        for network in networks
+        for dtype in dtypes
+        for remat in ([False] if small else [False, True])
+    ]
+
+
+def clips_table(results: dict[str, Any]) -> str:
+    """The figures of TF-CLIP in Markdown: steps and dense features."""
+    lines = [
+        "| network | what | clips/s | frames/s | TFLOP/s | input wait | planned GB | compiled in |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    for name, found in results["works"].items():
+        rows = {f"step, {kind}": step for kind, step in found["steps"].items()}
+        for what, row in (rows | {"dense features": found["features"]}).items():
+            if "error" in row:
+                lines.append(f"| {name} | {what} | failed: {row['error']} | | | | | |")
+                continue
+            shown = [f"{row['clips_per_second']:.4g}", f"{row['frames_per_second']:.4g}"]
+            if "flop_rate" in row:
+                shown.append("" if row["flop_rate"] is None else f"{1e-12 * row['flop_rate']:.3g}")
+                shown.append(f"{row['input_wait_share']:.2%}")
+                planned = row["planned_bytes"]
+                shown.append("" if planned is None else f"{1e-9 * planned:.2f}")
+                shown.append(f"{row['compile_seconds']:.1f} s")
+            lines.append(f"| {name} | {what} | {' | '.join(shown + [''] * (6 - len(shown)))} |")
+    return "\n".join(lines)
+
+
 def parse() -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(
@@ -115,6 +191,8 @@ def parse() -> argparse.Namespace:
     add("--phases", nargs="+", choices=sum(PHASES.values(), ()), help="all")
     add("--inputs", nargs="+", choices=INPUTS, help="resident, and one phase with streaming")
     add("--batch", nargs=2, type=int, metavar=("P", "K"), help="16 8, CALR 16 16; on a CPU 4 2")
+    add("--clips", action="store_true", help="TF-CLIP's step, on clips, and nothing else")
+    add("--frames", type=int, help="of a clip (8; on a CPU 2)")
     add("--steps", type=int, help="steps in a window (20; on a CPU 1)")
     add("--repeats", type=int, help="windows of each step (5; on a CPU 3)")
     add("--scale", type=float, help="of images and classes (1; on a CPU 0.1)")
@@ -126,7 +204,10 @@ def parse() -> argparse.Namespace:
     add("--docs", type=pathlib.Path, help="page whose table is rewritten")
     add("--table", default="gpu", help="name of the table in the page")
     add("--alone", help=argparse.SUPPRESS)
-    return parser.parse_args()
+    options = parser.parse_args()
+    if options.clips and not {*(options.networks or ())} <= {*NETWORKS["ccafl"]}:
+        parser.error(f"--clips is for CLIP's towers: choose of {', '.join(NETWORKS['ccafl'])}")
+    return options
 
 
 def chosen(options: argparse.Namespace, *, cpu: bool) -> list[dict[str, Any]]:

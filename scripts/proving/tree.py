@@ -27,7 +27,8 @@ from ccafl_jax.files import write_json
 from ccafl_jax.methods.registry import method_of
 from ccafl_jax.methods.run import EncoderRun
 from ccafl_jax.training.compilation import keep_compiled
-from data_prep.synthetic import SyntheticConfig, write_folder
+from data_prep.synthetic import SyntheticConfig, write_folder, write_layout
+from data_prep.synthetic.layouts.mars import MarsConfig
 
 RESULT = "result.json"
 """Written last: a node that has it is done."""
@@ -70,14 +71,25 @@ def run_job(
     nodes: Sequence[Node],
     folder: pathlib.Path,
     recipe: ConfigDict,
-    people: SyntheticConfig,
+    people: SyntheticConfig | MarsConfig,
     measure: Callable[[EncoderRun], dict[str, Any]],
 ) -> None:
-    """Draws people, runs all nodes on them and writes their figures: a job of `jobs.run_jobs`."""
+    """Draws people, runs all nodes on them and writes their figures: a job of `jobs.run_jobs`.
+
+    Args:
+      nodes: see `run_tree`.
+      folder: of the job.
+      recipe: see `run_tree`.
+      people: single images, or walks.
+      measure: see `run_tree`.
+    """
     logging.basicConfig(level=logging.ERROR)
     keep_compiled()
     root = folder / "data"
-    write_folder(root, people)
+    if isinstance(people, MarsConfig):
+        write_layout(root, "mars", people)
+    else:
+        write_folder(root, people)
     results = run_tree(nodes, folder, recipe, root=str(root), measure=measure)
     write_json(folder / RESULTS, results)
 

@@ -114,7 +114,7 @@ def write_raw(root, name):
                 lines.append(f"{path},{pid},{camera},{split}")
         (root / "manifest.csv").write_text("\n".join(lines) + "\n")
         return {"train": 12, "query": 2, "gallery": 3}
-    return write_synthetic_layout(root, name)
+    return write_synthetic_layout(root, {"synthetic_tracklets": "mars"}.get(name, name))
 
 
 @pytest.mark.parametrize("name", LAYOUTS)

@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 
 from ccafl_jax.data.augment import augment
-from ccafl_jax.methods import files
+from ccafl_jax.methods import files, towers
 from ccafl_jax.methods.cameras import keep_cameras
-from ccafl_jax.methods.ccafl import memories, phases, prompts, setup
+from ccafl_jax.methods.ccafl import memories, phases, prompts
 from ccafl_jax.methods.ccafl.config import STAGES, CCAFLConfig, ModelConfig
 from ccafl_jax.methods.ccafl.model import image_model
 from ccafl_jax.methods.ccafl.progress import Progress, summarize
@@ -201,12 +201,12 @@ def compute(config):
         taken.update(options, directory=str(directory))
         return small_clip()
 
-    originals = setup.load_clip, files.local_directory
-    setup.load_clip, files.local_directory = load_clip, str
+    originals = towers.load_clip, files.local_directory
+    towers.load_clip, files.local_directory = load_clip, str
     try:
-        setup.load_towers(config, files.weights_directory(config.model.weights, "weights"))
+        towers.load_towers(config, files.weights_directory(config.model.weights, "weights"))
     finally:
-        setup.load_clip, files.local_directory = originals
+        towers.load_clip, files.local_directory = originals
     return str(taken)
 
 
@@ -268,6 +268,7 @@ OPTIONS = {
     "augment.erase_area": ((0.1, 0.2), augmented),
     "augment.erase_aspect": (0.5, augmented),
     "augment.erase_fill": ("zero", augmented),
+    "augment.erase_place": ("size", augmented),
     "augment.mean": ((0.5, 0.5, 0.5), augmented),
     "augment.std": ((0.5, 0.5, 0.5), augmented),
     "reduce": ("mean_cam_mean", intra),
@@ -456,11 +457,11 @@ def test_word_tokenizer_makes_the_template():
 
 
 def test_a_recipe_for_one_tower_refuses_the_other(monkeypatch):
-    monkeypatch.setattr(setup, "load_clip", lambda *_, **options: small_clip())
+    monkeypatch.setattr(towers, "load_clip", lambda *_, **options: small_clip())
     config = changed("model.tower", "vit")
     with pytest.raises(ValueError, match="for a vit tower and DIR holds a resnet"):
-        setup.load_towers(config, "DIR")
-    assert setup.load_towers(changed("model.tower", "resnet"), "DIR") is not None
+        towers.load_towers(config, "DIR")
+    assert towers.load_towers(changed("model.tower", "resnet"), "DIR") is not None
 
 
 def test_a_camera_scale_without_cameras_is_refused():
@@ -473,7 +474,7 @@ def test_fused_attention_is_refused_where_it_cannot_run(monkeypatch):
         from_mapping(CCAFLConfig, {"model": {"attention": "cudnn"}})
     config = ModelConfig(attention="cudnn", compute_dtype="bfloat16")
     with pytest.raises(ValueError, match=r"Ampere or later.*the devices are cpu: set"):
-        setup.attention(config)
+        towers.attention(config)
 
 
 @pytest.mark.parametrize(
@@ -492,7 +493,7 @@ def test_attention_follows_the_devices(platform, capability, dtype, expected, mo
     if capability:
         device.compute_capability = capability
     monkeypatch.setattr(jax, "devices", lambda: [device])
-    assert setup.attention(ModelConfig(compute_dtype=dtype)) == expected
+    assert towers.attention(ModelConfig(compute_dtype=dtype)) == expected
 
 
 def test_weights_must_be_named():
@@ -502,6 +503,6 @@ def test_weights_must_be_named():
 
 
 def test_a_vit_has_no_last_stride(monkeypatch):
-    monkeypatch.setattr(setup, "load_clip", lambda *_, **options: small_clip(vit=True))
+    monkeypatch.setattr(towers, "load_clip", lambda *_, **options: small_clip(vit=True))
     with pytest.raises(ValueError, match=r"last_stride is for ResNets"):
-        setup.load_towers(changed("model.last_stride", 2), "DIR")
+        towers.load_towers(changed("model.last_stride", 2), "DIR")

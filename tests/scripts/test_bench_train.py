@@ -44,3 +44,26 @@ def test_small_numbers(tmp_path):
         assert all(value > 0 for value in parts.values()), parts
         assert found["pytorch"]["error"] == "not compared: the networks are tiny"
         assert f"| {name} | {encoder}, streaming |" in page.read_text()
+
+
+@pytest.mark.ci
+def test_clips(tmp_path):
+    page, figures = tmp_path / "page.md", tmp_path / "clips.json"
+    page.write_text("<!-- clips_cpu table -->\n<!-- end of clips_cpu table -->\n")
+    files = ["--json", str(figures), "--docs", str(page), "--table", "cpu"]
+    done = subprocess.run(
+        [sys.executable, "scripts/bench/train.py", "--clips", "--tiny", *files],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0 and "failed: none" in done.stdout, done.stderr
+    found = json.loads(figures.read_text())["works"]["RN50 float32"]
+    assert list(found["steps"]) == ["resident", "streaming"]
+    for step in found["steps"].values():
+        assert step["frames_per_second"] == pytest.approx(2 * step["clips_per_second"])
+        assert 0 <= step["input_wait_share"] < 1 and step["flop_rate"] > 0
+    assert found["features"]["frames_per_second"] > 0
+    text = page.read_text()
+    assert "| RN50 float32 | step, streaming |" in text and "dense features" in text
