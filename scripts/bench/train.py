@@ -68,7 +68,7 @@ def main() -> int:
     if options.clips:
         return measure_clips(options, device)
     works = chosen(options, cpu=device["platform"] == "cpu")
-    results: dict[str, Any] = {"device": device, "works": kept(options.json, device)}
+    results: dict[str, Any] = {"device": device, "works": kept(options.json, device, part="bare")}
     failed = []
     for work in works:
         name = f"{shown_name(work)} {work['dtype']}"
@@ -104,7 +104,7 @@ def main() -> int:
 def measure_clips(options: argparse.Namespace, device: dict[str, Any]) -> int:
     """Measures TF-CLIP's step, prints a table and returns the exit status."""
     cpu = device["platform"] == "cpu"
-    works = kept(options.json, device)
+    works = kept(options.json, device, part="steps")
     failed = []
     for work in chosen_clips(options, cpu=cpu):
         name = f"{work['network']} {work['dtype']}" + (", remat" if work["remat"] else "")
@@ -257,11 +257,23 @@ def usual(work: dict[str, Any], *, cpu: bool) -> str:
     return "cudnn" if fused else "plain"
 
 
-def kept(path: pathlib.Path | None, device: dict[str, Any]) -> dict[str, Any]:
-    """Works that the file holds from an earlier run on the same kind of device."""
+def kept(path: pathlib.Path | None, device: dict[str, Any], *, part: str) -> dict[str, Any]:
+    """Works that the file holds from an earlier run on the same kind of device.
+
+    Args:
+      path: of the file, which need not be there.
+      device: this one.
+      part: what works of the present kind have: "bare", and with --clips "steps".
+
+    Raises:
+      SystemExit: the file is one of the other kind.
+    """
     if path is None or not path.is_file():
         return {}
     earlier = json.loads(path.read_text())
+    for name, found in earlier["works"].items():
+        if part not in found:
+            sys.exit(f"error: {path} holds {name}, which is another table: name another file")
     return earlier["works"] if earlier["device"] == device else {}
 
 

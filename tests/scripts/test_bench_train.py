@@ -67,3 +67,12 @@ def test_clips(tmp_path):
     assert found["features"]["frames_per_second"] > 0
     text = page.read_text()
     assert "| RN50 float32 | step, streaming |" in text and "dense features" in text
+    # The other kind of table has a file of its own.
+    done = subprocess.run(
+        [sys.executable, "scripts/bench/train.py", "--tiny", "--json", str(figures)],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 1 and "name another file" in done.stderr, done.stderr
