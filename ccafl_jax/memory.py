@@ -178,13 +178,16 @@ def update_each(
     Source: ClusterContrast ("CM"), an option for CCAFL's cluster memory.
     """
     mem, f = jnp.asarray(mem), jax.lax.stop_gradient(at_least_float32(f))
-    used = lab >= 0 if valid is None else valid & (lab >= 0)
+    used, together = _same_class(lab, valid)
+    turn = _rank_in_class(together)
 
-    def one_row(mem: jax.Array, row: tuple) -> tuple[jax.Array, None]:
-        feature, label, is_used = row
-        return _blend(mem, feature[None], label[None], is_used[None], m), None
+    def one_turn(number: jax.Array, mem: jax.Array) -> jax.Array:
+        return _blend(mem, f, lab, used & (turn == number), m)
 
-    return jax.lax.scan(one_row, mem, (f, lab, used))[0]
+    # Rows of different classes do not meet: as many turns as the largest class has rows, and not
+    # one for each row of the batch, whose kernels a GPU would be given one by one.
+    turns = jnp.max(jnp.where(used, turn + 1, 0), initial=0)
+    return jax.lax.fori_loop(0, turns, one_turn, mem)
 
 
 def update_instances(

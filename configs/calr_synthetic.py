@@ -4,8 +4,8 @@
   python scripts/train.py --config configs/calr_synthetic.py --workdir runs/calr
 
 `configs/calr_synthetic.py:smoke` runs both stages and every phase in a few steps (does it run, not
-does it learn); `configs/calr_synthetic.py:ablation` is the recipe of scripts/ablate_calr.py, fewer
-steps on half of the people.
+does it learn); `configs/calr_synthetic.py:ablation` is the recipe of scripts/ablate_calr.py, the
+same without evaluations on the way.
 
 Small images, small batches and a short schedule need larger rates than the published ones.
 """
@@ -50,10 +50,7 @@ def shorten(config: ConfigDict) -> None:
 
 
 def separate(config: ConfigDict) -> None:
-    """Fewer steps on half of the people, for studies of many runs."""
-    config.data.synthetic_ids = 100
-    config.schedule.epochs, config.schedule.iterations = 16, 48
-    config.optimizer.milestones = (13,)
+    """Figures of the end alone, for studies of many runs."""
     config.evaluation.every = 0
 
 

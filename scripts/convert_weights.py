@@ -1,4 +1,5 @@
-"""Converts PyTorch checkpoints: a trained model of CLIP-ReID, CCAFL or CALR, or weights.
+"""Converts PyTorch checkpoints: a trained model of CLIP-ReID, CCAFL, CALR or TF-CLIP, or
+weights.
 
 A trained model becomes a run folder for scripts/evaluate.py and scripts/export.py. With
 --to-safetensors a pickled state dict, such as that of a CLIP or ResNet, becomes a safetensors file
@@ -19,6 +20,7 @@ from command import Parser, one_line_errors, start_logging, user_path
 if TYPE_CHECKING:
     from ccafl_jax.deploy.convert import Converted
     from ccafl_jax.deploy.torch_checkpoint import Checkpoint
+    from ccafl_jax.training.description import ModelConfig
 
 EXAMPLES = """\
 examples:
@@ -30,6 +32,11 @@ examples:
         --image-size 384 128 --feature neck
   CALR, with a ResNet-50 or an IBN-ResNet-50-a
     python scripts/convert_weights.py --checkpoint model_best.pth.tar --out runs/calr_market
+  TF-CLIP, scored by all frames of each tracklet, or by eight frames that are spread over it
+    python scripts/convert_weights.py --checkpoint MARS_best.pth --out runs/tfclip_mars
+    python scripts/evaluate.py --workdir runs/tfclip_mars --root MARS_DIR --dataset mars
+    python scripts/evaluate.py --workdir runs/tfclip_mars --root MARS_DIR --dataset mars \\
+        --clips spread
   a CLIP that is published as a pickled file, to train from
     python scripts/convert_weights.py --checkpoint pytorch_model.bin \\
         --to-safetensors CLIP_DIR/model.safetensors
@@ -80,9 +87,10 @@ def main() -> None:
     model.add_argument("--heads", type=int, help="of a ViT (default: its width / 64)")
     model.add_argument(
         "--feature",
-        choices=("neck", "pooled"),
+        choices=("neck", "pooled", "neck_released"),
         help="retrieve by what leaves the BN neck, or by what enters it (default: as published: "
-        "neck for CCAFL, pooled for CLIP-ReID)",
+        "neck for CCAFL, pooled for CLIP-ReID and TF-CLIP); neck_released drops what TF-CLIP's "
+        "release does there",
     )
     model.add_argument(
         "--camera-scale",
@@ -100,7 +108,8 @@ def main() -> None:
             type=float,
             nargs=3,
             metavar=("R", "G", "B"),
-            help="of colours from 0 to 1 (default: 0.5 for a ViT, ImageNet's for a ResNet)",
+            help="of colours from 0 to 1 (default: 0.5 for a ViT, ImageNet's for a ResNet and for "
+            "TF-CLIP)",
         )
     arguments = parser.parse_args()
     options = {name: getattr(arguments, name) for name in MODEL_OPTIONS}
@@ -166,24 +175,29 @@ def to_safetensors(path: pathlib.Path, out: pathlib.Path) -> None:
 def report(checkpoint: "Checkpoint", converted: "Converted") -> None:
     """Prints what the model is taken to be, and what of the file was not used."""
     config, preprocess = converted.bundle.model, converted.bundle.preprocess
-    heads = config.heads
     sizes = ", ".join(f"{k} {v}" for k, v in vars(config.vision).items() if k != "image_size")
     print(f"{converted.kind}: {type(config.vision).__name__.removesuffix('Config')} ({sizes})")
-    place = "after" if heads.feature == "neck" else "before"
-    projection = " and projection" if heads.joint else ""
-    print(f"feature: {config.features} numbers, {heads.pooling}{projection}, {place} the BN neck")
+    print(f"feature: {config.features} numbers, {_feature(config)}")
     print(
         f"images: {preprocess.height}x{preprocess.width}, mean {preprocess.mean}, "
         f"std {preprocess.std}"
     )
-    if heads.cameras:
-        print(
-            f"camera embedding: {heads.cameras} rows, times {heads.camera_scale} (--camera-scale)"
-        )
+    if config.cameras:
+        scale = getattr(config, "heads", config).camera_scale
+        print(f"camera embedding: {config.cameras} rows, times {scale} (--camera-scale)")
     if checkpoint.prefix:
         print(f"taken off every name: {checkpoint.prefix}")
     passed = [f"{what} ({len(names)})" for what, names in converted.passed_over.items()]
     print(f"passed over: {', '.join(passed) or 'nothing'}")
+
+
+def _feature(config: "ModelConfig") -> str:
+    """What clips or images are retrieved by, in words."""
+    if not hasattr(config, "heads"):
+        return f"of clips: image, joint and time, {config.feature} (--feature)"
+    place = "after" if config.heads.feature == "neck" else "before"
+    projection = " and projection" if config.heads.joint else ""
+    return f"{config.heads.pooling}{projection}, {place} the BN neck"
 
 
 def read_pickled(path: pathlib.Path) -> dict[str, np.ndarray]:

@@ -43,8 +43,8 @@ examples:
 """
 SOURCES = ("workdir", "features", "cross_domain")
 EXTRACTION = (
-    *("root", "dataset", "epoch", "batch", "flip", "frames", "split", "orientation", "cache"),
-    *("no_cache", "save_features"),
+    *("root", "dataset", "epoch", "batch", "flip", "frames", "clips", "split", "orientation"),
+    *("cache", "no_cache", "save_features"),
 )
 """Options of a model's features, which files of features no longer take."""
 PROTOCOL = ("ap", "no_match", "same_camera", "mode", "shots", "draw", "direction", "trials")
@@ -110,7 +110,14 @@ def _add_extraction(group) -> None:
     group.add_argument(
         "--frames",
         type=int,
-        help="of each tracklet, whose features are averaged; 0 for all (default: 8)",
+        help="of each tracklet, whose features are averaged; 0 for all (default: 8); of a clip, "
+        "with a model of clips (default: those it was trained with)",
+    )
+    group.add_argument(
+        "--clips",
+        choices=("dense", "spread"),
+        help="of each tracklet, with a model of clips: those of all frames, or one of frames that "
+        "are spread over it (default: dense)",
     )
     group.add_argument("--split", type=int, help="of RegDB and iLIDS-VID, 1 to 10 (default: 1)")
     group.add_argument(
@@ -329,6 +336,7 @@ def features_of_run(arguments: argparse.Namespace, options: dict[str, Any]):
         multi_query=arguments.multi_query is not None,
         flip=arguments.flip,
         frames=arguments.frames,
+        clips=arguments.clips,
         batch=128 if arguments.batch is None else arguments.batch,
         compute_dtype=as_trained(bundle, "model", "compute_dtype") or "float32",
         cache=cache,

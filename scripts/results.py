@@ -19,6 +19,7 @@ STUDIES = {
     "presets": "presets",
     "rehearsal": "rehearse",
     "growth": "growth",
+    "calr": "ablate_calr",
 }
 """The script of each study, whose `table` shows what it left in results/."""
 EXAMPLES = """\

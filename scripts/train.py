@@ -72,8 +72,8 @@ def main() -> None:
     )
     parser.add_argument(
         "--stages",
-        help="some of the stages: prompts,intra,inter of CCAFL, local,global of CALR, "
-        "prepare,prompts,train of CCLNet",
+        help="some of the stages: prompts,intra,inter of CCAFL, local,global of CALR, clips of "
+        "TF-CLIP, prepare,prompts,train of CCLNet",
     )
     parser.add_argument(
         "--activation",
@@ -210,6 +210,16 @@ def draw_images(folder: pathlib.Path, data: "DataConfig") -> int:
     return sum(write_folder(folder, settings).values())
 
 
+def draw_tracklets(folder: pathlib.Path, data: "DataConfig") -> int:
+    """Walks in the layout of MARS; returns how many frames."""
+    from data_prep.synthetic import write_layout
+    from data_prep.synthetic.layouts.mars import training_walks
+
+    settings = training_walks(seed=data.synthetic_seed, train_ids=data.synthetic_ids)
+    counts = write_layout(folder, "mars", settings)
+    return counts["bbox_train"] + counts["bbox_test"]
+
+
 def draw_pairs(folder: pathlib.Path, data: "DataConfig") -> int:
     """Visible and infrared images in the layout that the name ends with; returns how many."""
     from data_prep.synthetic import write_layout
@@ -224,6 +234,7 @@ def draw_pairs(folder: pathlib.Path, data: "DataConfig") -> int:
 
 SYNTHETIC = {
     "synthetic": draw_images,
+    "synthetic_tracklets": draw_tracklets,
     "synthetic_sysumm01": draw_pairs,
     "synthetic_regdb": draw_pairs,
 }

@@ -17,7 +17,8 @@ IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 
 _LAWS = ("uniform", "log")
-_FILLS = {"release": IMAGENET_MEAN, "zero": (0.0, 0.0, 0.0)}
+_FILLS = {"release": IMAGENET_MEAN, "zero": (0.0, 0.0, 0.0), "random": None}
+_PLACES = ("drawn", "size")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,7 +37,11 @@ class AugmentConfig:
         logarithm, as torchvision does.
       erase_tries: rectangles drawn until one is strictly smaller than the image on both sides.
       erase_fill: "release" writes (.485, .456, .406) into the normalised image, a mild grey, as
-        the published systems do; "zero" writes the mean colour.
+        the published systems do; "zero" writes the mean colour; "random" draws a colour for each
+        rectangle, as TF-CLIP does.
+      erase_place: "drawn" erases at the place that was drawn; "size" at as many pixels from the
+        left and the top as the rectangle is wide and high, cut off at the edges: so TF-CLIP was
+        released.
       mean: colour subtracted from images scaled to 0..1.
       std: colour the difference is divided by.
     """
@@ -50,6 +55,7 @@ class AugmentConfig:
     erase_law: str = "uniform"
     erase_tries: int = 100
     erase_fill: str = "release"
+    erase_place: str = "drawn"
     mean: tuple[float, float, float] = IMAGENET_MEAN
     std: tuple[float, float, float] = IMAGENET_STD
 
@@ -71,9 +77,11 @@ class AugmentConfig:
             raise ValueError(f"erase_law={self.erase_law!r}; expected one of {list(_LAWS)}")
         if self.erase_fill not in _FILLS:
             raise ValueError(f"erase_fill={self.erase_fill!r}; expected one of {list(_FILLS)}")
+        if self.erase_place not in _PLACES:
+            raise ValueError(f"erase_place={self.erase_place!r}; expected one of {list(_PLACES)}")
 
 
-@functools.partial(jax.jit, static_argnames=("config", "dtype"))
+@functools.partial(jax.jit, static_argnames=("config", "frames", "dtype"))
 def augment(
     images: jax.Array,
     rows: jax.Array | None = None,
@@ -82,9 +90,13 @@ def augment(
     seed: int | jax.Array,
     step: int | jax.Array,
     config: AugmentConfig,
+    frames: int = 1,
     dtype: jnp.dtype = jnp.float32,
 ) -> jax.Array:
     """Augments and normalises one batch.
+
+    The frames of a clip are flipped and cropped alike, by the draws of the first, and each is
+    erased by its own.
 
     Args:
       images: uint8[b, H, W, 3].
@@ -94,12 +106,13 @@ def augment(
       seed: seed of the run.
       step: step of the run; the draws of a row differ from step to step.
       config: settings.
+      frames: of a clip, which lie side by side in the batch; 1 for single images.
       dtype: of the result.
 
     Returns:
       float[b, H, W, 3], normalised.
 
-    Source: CLIP-ReID and CCAFL training transforms; random erasing of arXiv 1708.04896.
+    Source: CLIP-ReID, CCAFL and TF-CLIP training transforms; random erasing of arXiv 1708.04896.
     """
     if rows is None:
         rows = jnp.arange(images.shape[0])
@@ -112,9 +125,18 @@ def augment(
         )
     height, width = images.shape[1:3]
     boxes = jax.vmap(lambda draw: erase_box(draw, height, width, config))(draws["erase"])
-    moved = jax.vmap(functools.partial(flip_and_crop, config=config))(images, draws["move"])
+    move = draws["move"]
+    if frames > 1:
+        of_clip = move.reshape(-1, frames, move.shape[-1])[:, :1]
+        move = jnp.broadcast_to(of_clip, (of_clip.shape[0], frames, move.shape[-1]))
+        move = move.reshape(draws["move"].shape)
+    moved = jax.vmap(functools.partial(flip_and_crop, config=config))(images, move)
     normalised = normalize(moved, config.mean, config.std, dtype=dtype)
-    fill = jnp.asarray(_FILLS[config.erase_fill], dtype)
+    if config.erase_fill == "random":
+        colour = _below(draws["colour"], 256).astype(jnp.uint8)
+        fill = normalize(colour, config.mean, config.std, dtype=dtype)[:, None, None]
+    else:
+        fill = jnp.asarray(_FILLS[config.erase_fill], dtype)
     inside = jax.vmap(lambda box: _box_mask(box, height, width))(boxes)
     return jnp.where(inside[..., None], fill, normalised)
 
@@ -191,7 +213,8 @@ def erase_box(draws: jax.Array, height: int, width: int, config: AugmentConfig) 
       config: settings.
 
     Returns:
-      int32[4]: top, left, height, width; all 0 if nothing is erased.
+      int32[4]: top, left, height, width; all 0 if nothing is erased. What lies beyond the image is
+      not erased.
     """
     areas, aspects = draws[3:].reshape(2, config.erase_tries)
     low, high = config.erase_area
@@ -205,17 +228,22 @@ def erase_box(draws: jax.Array, height: int, width: int, config: AugmentConfig) 
     fits = (tall < height) & (wide < width)
     first = jnp.argmax(fits)
     size = jnp.stack([tall[first], wide[first]])
-    place = _below(draws[1:3], jnp.array([height, width], jnp.int32) - size + 1)
+    if config.erase_place == "drawn":
+        place = _below(draws[1:3], jnp.array([height, width], jnp.int32) - size + 1)
+    else:
+        place = size
     used = fits[first] & (draws[0] < config.erase_probability)
     return jnp.where(used, jnp.concatenate([place, size]), 0)
 
 
 def _row_draws(key: jax.Array, config: AugmentConfig) -> dict[str, jax.Array]:
     """All the uniform numbers of one row, in one call of the generator: it compiles faster."""
-    move = 3
+    move, erase = 3, 3 + 2 * config.erase_tries
+    colour = 3 if config.erase_fill == "random" else 0
     # float32 whatever the default, so that a run in float64 sees the same pixels.
-    draws = jax.random.uniform(key, (move + 3 + 2 * config.erase_tries,), jnp.float32)
-    return {"move": draws[:move], "erase": draws[move:]}
+    draws = jax.random.uniform(key, (move + erase + colour,), jnp.float32)
+    parts = {"move": draws[:move], "erase": draws[move : move + erase]}
+    return parts | ({"colour": draws[move + erase :]} if colour else {})
 
 
 def _is_grey(keys: jax.Array, coloured: jax.Array | None, config: AugmentConfig) -> jax.Array:

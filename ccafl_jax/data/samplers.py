@@ -10,7 +10,7 @@ DRAWS = ("stream", "released")
 """How the batches of two modalities are drawn."""
 
 # Independent random streams of one seed.
-_CLASS_ORDER, _CLASS_IMAGES, _EPOCH_ORDER = 1, 2, 3
+_CLASS_ORDER, _CLASS_IMAGES, _EPOCH_ORDER, _GROUPS = 1, 2, 3, 4
 _WORDS_PER_BLOCK = 4  # uint64 words that Philox makes per value of its counter
 
 
@@ -49,11 +49,7 @@ def plan(
     """
     order, start, count = _group_by_class(labels)
     num_classes = len(count)
-    if not 1 <= classes_per_batch <= num_classes:
-        raise ValueError(
-            f"classes_per_batch is {classes_per_batch}; the labels hold {num_classes} classes, so "
-            f"it must be 1 to {num_classes}"
-        )
+    _check_classes(classes_per_batch, num_classes)
     _check_counts(first_step, steps, images_per_class)
     first = first_step * classes_per_batch
     positions = steps * classes_per_batch
@@ -255,6 +251,58 @@ def shuffled_pairs(
     return np.concatenate(halves, axis=1).astype(np.int32), np.concatenate([valid, valid], axis=1)
 
 
+def plan_groups(
+    labels: np.ndarray,
+    *,
+    seed: int,
+    epoch: int,
+    classes_per_batch: int,
+    images_per_class: int,
+) -> np.ndarray:
+    """Indices of the P x K batches of one epoch, which shows each image once at most.
+
+    The images of every class are shuffled and cut into groups of K, those left over are not shown;
+    a class of fewer than K has one group, drawn with replacement. A batch takes one group each of P
+    classes, drawn from those that have groups left; the epoch ends when fewer than P have.
+
+    Args:
+      labels: int[n], classes 0..N-1 of the images (or tracklets); rows with -1 are never drawn.
+      seed: seed of the run.
+      epoch: counted from 0.
+      classes_per_batch: P, at most N.
+      images_per_class: K.
+
+    Returns:
+      int32[steps, P * K], the K rows of a class side by side; the number of steps differs a little
+      from epoch to epoch.
+
+    Raises:
+      ValueError: as `plan`.
+
+    Source: the identity sampler of fast-reid's ancestors, as CLIP-ReID and TF-CLIP use it.
+    """
+    order, start, count = _group_by_class(labels)
+    num_classes = len(count)
+    _check_classes(classes_per_batch, num_classes)
+    _check_counts(0, 0, images_per_class)
+    generator = _generator(seed, _GROUPS, epoch)
+    owner = np.repeat(np.arange(num_classes), count)
+    shuffled = order[np.lexsort((generator.random(len(order)), owner))]
+    groups = np.maximum(count // images_per_class, 1)
+    drawn = (generator.random((num_classes, images_per_class)) * count[:, None]).astype(np.int64)
+    left, batches = groups.copy(), []
+    while np.count_nonzero(left) >= classes_per_batch:
+        chosen = generator.choice(np.flatnonzero(left), classes_per_batch, replace=False)
+        left[chosen] -= 1
+        place = (left[chosen] * images_per_class)[:, None] + np.arange(images_per_class)
+        small = (count[chosen] < images_per_class)[:, None]
+        rows = start[chosen][:, None] + np.where(small, 0, place)
+        batches.append(
+            np.where(small, order[start[chosen][:, None] + drawn[chosen]], shuffled[rows]).ravel()
+        )
+    return np.array(batches, np.int32)
+
+
 def epoch_permutation(n: int, *, seed: int, epoch: int) -> np.ndarray:
     """Random order of n images in one epoch, int32[n]."""
     return _generator(seed, _EPOCH_ORDER, epoch).permutation(n).astype(np.int32)
@@ -280,6 +328,14 @@ def shuffled_batches(n: int, *, seed: int, epoch: int, batch: int) -> tuple[np.n
     indices[:n] = epoch_permutation(n, seed=seed, epoch=epoch)
     valid = np.arange(steps * batch) < n
     return indices.reshape(steps, batch), valid.reshape(steps, batch)
+
+
+def _check_classes(classes_per_batch: int, num_classes: int) -> None:
+    if not 1 <= classes_per_batch <= num_classes:
+        raise ValueError(
+            f"classes_per_batch is {classes_per_batch}; the labels hold {num_classes} classes, so "
+            f"it must be 1 to {num_classes}"
+        )
 
 
 def _check_counts(first_step: int, steps: int, images_per_class: int) -> None:

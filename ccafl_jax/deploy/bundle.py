@@ -2,8 +2,7 @@
 
 import dataclasses
 
-from ccafl_jax.models.reid import ReIDConfig
-from ccafl_jax.training.description import Preprocess
+from ccafl_jax.training.description import ModelConfig, Preprocess
 from ccafl_jax.training.state import FlatDict
 
 
@@ -23,7 +22,7 @@ class ModelBundle:
         sets write them; empty where they are not known to be others than 1, 2, ...
     """
 
-    model: ReIDConfig
+    model: ModelConfig
     preprocess: Preprocess
     params: FlatDict
     batch_stats: FlatDict

@@ -1,4 +1,4 @@
-"""Models published with CLIP-ReID, CCAFL and CALR, as models of this library."""
+"""Models published with CLIP-ReID, CCAFL, CALR and TF-CLIP, as models of this library."""
 
 import dataclasses
 import pathlib
@@ -12,12 +12,14 @@ from ccafl_jax.deploy.published import (
     TOWER,
     default_preprocess,
     infer_reid_config,
+    infer_video_config,
     published_as,
 )
 from ccafl_jax.deploy.run_folder import write_run
 from ccafl_jax.deploy.torch_checkpoint import Checkpoint
 from ccafl_jax.models.clip.config import ResNetConfig
 from ccafl_jax.models.reid_weights import load_calr_tensors, load_reid_tensors
+from ccafl_jax.models.video_weights import load_video_tensors
 from ccafl_jax.training.state import split_model
 
 PASSED_OVER = {
@@ -41,7 +43,7 @@ class Converted:
 
     Attributes:
       bundle: the model of this library.
-      kind: "CCAFL", "CALR" or "CLIP-ReID".
+      kind: "CCAFL", "CALR", "TF-CLIP" or "CLIP-ReID".
       passed_over: what of the file was not used: what it is -> names.
     """
 
@@ -73,7 +75,7 @@ def convert(
       activation: see there.
       camera_scale: see there.
       mean: of the colours, of pixels scaled to 0..1; None takes that of the published
-        configurations: 0.5 for ViTs, ImageNet's for ResNets.
+        configurations: 0.5 for ViTs, ImageNet's for ResNets and for TF-CLIP.
       std: likewise.
 
     Raises:
@@ -82,7 +84,9 @@ def convert(
     """
     source = checkpoint.source
     try:
-        config = infer_reid_config(
+        kind = published_as(checkpoint)
+        infer = infer_video_config if kind == "TF-CLIP" else infer_reid_config
+        config = infer(
             checkpoint,
             tuple(image_size),
             stride=stride,
@@ -93,8 +97,9 @@ def convert(
         )
         preprocess = default_preprocess(config, mean=mean, std=std)
         model = abstract_model(config)
-        kind = published_as(checkpoint)
-        if kind == "CALR":
+        if kind == "TF-CLIP":
+            passed_over = load_video_tensors(model, checkpoint)
+        elif kind == "CALR":
             passed_over = load_calr_tensors(model, checkpoint)
         else:
             resnet = isinstance(config.vision, ResNetConfig)

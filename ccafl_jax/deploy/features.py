@@ -16,13 +16,16 @@ from typing import Any
 
 import numpy as np
 
+from ccafl_jax.data.clips import KINDS, Clips, clips_of
 from ccafl_jax.data.decoded import ImageSequence
 from ccafl_jax.data.layouts import layout_of
 from ccafl_jax.data.parallel import image_bar
 from ccafl_jax.data.records import Collection, Records, ReIDDataset, tracklets
 from ccafl_jax.data.sources import PixelFormat
 from ccafl_jax.deploy.bundle import ModelBundle
+from ccafl_jax.deploy.clips import embed_clips, frames_of
 from ccafl_jax.deploy.embedder import Embedder
+from ccafl_jax.models.video import VideoConfig
 from ccafl_jax.options import require
 from ccafl_jax.ragged import ranges
 from ccafl_jax.scoring.feature_set import (
@@ -53,6 +56,7 @@ def extract(
     multi_query: bool = False,
     flip: bool = False,
     frames: int | None = None,
+    clips: str | None = None,
     batch: int = 128,
     compute_dtype: str = "float32",
     cache: str | os.PathLike | None = None,
@@ -70,7 +74,10 @@ def extract(
       multi_query: with its part of further query images.
       flip: average the feature of each image with that of its mirror image.
       frames: of a tracklet, evenly spaced, whose features are averaged; 0 for all, None for
-        FRAMES. For video and manifests with tracklets only.
+        FRAMES. For video and manifests with tracklets only. With a model of clips, the frames of a
+        clip; None for those that it was trained with.
+      clips: with a model of clips: `dense` (None) averages clips of all frames of a tracklet,
+        `spread` takes one clip of frames that are spread over it.
       batch: images a call of the encoder.
       compute_dtype: dtype inside the encoder, "float32" or "bfloat16".
       cache: folder in which features are kept; None for no file.
@@ -91,7 +98,14 @@ def extract(
     parts = parts_to_embed(
         collection, distractors=distractors, multi_query=multi_query, **selection
     )
-    records, counts = _to_embed(parts, _check_frames(collection, parts, frames))
+    video = isinstance(bundle.model, VideoConfig)
+    if video:
+        records, chosen = _clips(bundle, collection, parts, frames, clips, flip=flip)
+        counts, pooling = chosen.rows, f"{clips or KINDS[0]} clips of {chosen.rows.shape[1]} frames"
+    else:
+        require(clips is None, "clips are for models of clips, and this one is of single images")
+        records, counts = _to_embed(parts, _check_frames(collection, parts, frames))
+        pooling = None if counts is None else _pooling(frames)
     cameras = _cameras(bundle, collection, records)
     model = model_fingerprint(bundle, flip=flip)
     key = _key(
@@ -106,7 +120,7 @@ def extract(
     meta = {
         "feature": "embed",
         "flip": flip,
-        "pooling": None if counts is None else _pooling(frames),
+        "pooling": pooling,
         "preprocess": bundle.preprocess.to_json(),
         "compute_dtype": compute_dtype,
         "model": bundle.source,
@@ -126,11 +140,15 @@ def extract(
             return dataclasses.replace(kept, meta={**kept.meta, **meta})
     _logger.info("features: extracting %d images of %s", len(records), collection.name)
     start = time.monotonic()
-    embedder = Embedder(bundle, batch=batch, compute_dtype=compute_dtype, devices=0)
-    if counts is None:
-        values = embedder.embed(_images(embedder, records), cameras, flip=flip)
+    if video:
+        options = {"batch": batch, "compute_dtype": compute_dtype}
+        values = embed_clips(bundle, records, chosen, cameras, **options)
     else:
-        values = _embed_tracklets(embedder, records, counts, cameras, flip=flip)
+        embedder = Embedder(bundle, batch=batch, compute_dtype=compute_dtype, devices=0)
+        if counts is None:
+            values = embedder.embed(_images(embedder, records), cameras, flip=flip)
+        else:
+            values = _embed_tracklets(embedder, records, counts, cameras, flip=flip)
     features = feature_set(
         parts,
         values,
@@ -188,7 +206,7 @@ def camera_rows(bundle: ModelBundle, dataset: ReIDDataset | Collection) -> np.nd
     Raises:
       ValueError: a camera that the model does not know.
     """
-    count = bundle.model.heads.cameras
+    count = bundle.model.cameras
     known = list(bundle.camera_codes) or list(range(1, count + 1))
     unknown = sorted(set(dataset.camera_codes) - set(known))
     if unknown:
@@ -249,6 +267,29 @@ def _to_embed(
     return functools.reduce(Records.join, chosen), np.concatenate(counts)
 
 
+def _clips(
+    bundle: ModelBundle,
+    collection: Collection,
+    parts: Mapping[str, Records],
+    frames: int | None,
+    kind: str | None,
+    *,
+    flip: bool,
+) -> tuple[Records, Clips]:
+    """All frames, and the clips of them that a video model looks at."""
+    single = [name for name, records in parts.items() if records.tracklet is None]
+    require(
+        not single,
+        f"the model is one of clips, and {collection.root} holds single images "
+        f"({', '.join(single)}): score it on a video set",
+    )
+    require(not flip, "mirror images are for models of single images: leave flip out")
+    frames = frames_of(bundle) if frames is None else frames
+    require(frames >= 1, f"frames is {frames}; a clip has 1 or more")
+    records = functools.reduce(Records.join, parts.values())
+    return records, clips_of(tracklets(records), kind or KINDS[0], frames=frames)
+
+
 def _cameras(bundle: ModelBundle, collection: Collection, records: Records) -> np.ndarray | None:
     """Rows of the camera embedding, or modalities, int32[images]; None where it takes neither."""
     if bundle.model.dual_stream:
@@ -258,7 +299,7 @@ def _cameras(bundle: ModelBundle, collection: Collection, records: Records) -> n
             "a stream for each: evaluate it on a set such as SYSU-MM01 or RegDB",
         )
         return records.modality.astype(np.int32)
-    if not bundle.model.heads.cameras:
+    if not bundle.model.cameras:
         return None
     unknown = int(np.sum(records.camid < 0))
     require(

@@ -11,8 +11,9 @@ from ccafl_jax.data.augment import normalize
 from ccafl_jax.deploy.bundle import ModelBundle
 from ccafl_jax.models.layers import Compute
 from ccafl_jax.models.named_tensors import variables_by_path
-from ccafl_jax.models.reid import ReIDConfig, ReIDModel, build_reid
-from ccafl_jax.training.description import Preprocess
+from ccafl_jax.models.reid import ReIDModel, build_reid
+from ccafl_jax.models.video import VideoConfig, VideoModel, build_video
+from ccafl_jax.training.description import ModelConfig, Preprocess
 from ccafl_jax.training.state import FlatDict, merge_model
 
 DTYPES = ("float32", "bfloat16")
@@ -21,7 +22,7 @@ Embed = Callable[..., jax.Array]
 
 
 def embed_function(
-    model: ReIDConfig, preprocess: Preprocess, *, compute_dtype: str = "float32"
+    model: ModelConfig, preprocess: Preprocess, *, compute_dtype: str = "float32"
 ) -> Embed:
     """Builds `embed(arrays, images, cameras=None) -> float32[b, features]`, L2-normalised.
 
@@ -35,8 +36,13 @@ def embed_function(
       uint8[b, height, width, 3] and, with a camera embedding only, int32[b].
 
     Raises:
-      ValueError: another dtype.
+      ValueError: another dtype, or a model of clips.
     """
+    if isinstance(model, VideoConfig):
+        raise ValueError(
+            "this is a model of clips, and single images are asked for: score it on tracklets with "
+            "scripts/evaluate.py"
+        )
     if compute_dtype not in DTYPES:
         raise ValueError(f"compute dtype is {compute_dtype!r}; choose one of {DTYPES}")
     abstract = abstract_model(model, compute=Compute(dtype=jnp.dtype(compute_dtype)))
@@ -54,7 +60,7 @@ def embed_function(
 
 
 @functools.lru_cache(maxsize=8)
-def compiled_embed(model: ReIDConfig, preprocess: Preprocess, compute_dtype: str) -> Embed:
+def compiled_embed(model: ModelConfig, preprocess: Preprocess, compute_dtype: str) -> Embed:
     """`embed_function` under jit; models of the same sizes share its compilations."""
     return jax.jit(embed_function(model, preprocess, compute_dtype=compute_dtype))
 
@@ -64,18 +70,19 @@ def all_arrays(bundle: ModelBundle) -> dict[str, jax.Array]:
     return {**bundle.params, **bundle.batch_stats}
 
 
-def abstract_model(model: ReIDConfig, *, compute: Compute | None = None) -> ReIDModel:
+def abstract_model(model: ModelConfig, *, compute: Compute | None = None) -> ReIDModel | VideoModel:
     """The model with shapes in place of arrays."""
-    return nnx.eval_shape(lambda: build_reid(model, compute=compute))
+    build = build_video if isinstance(model, VideoConfig) else build_reid
+    return nnx.eval_shape(lambda: build(model, compute=compute))
 
 
-def shapes_of(model: ReIDModel, kind: type) -> dict[str, jax.ShapeDtypeStruct]:
+def shapes_of(model: nnx.Module, kind: type) -> dict[str, jax.ShapeDtypeStruct]:
     """Shape and dtype of every variable of a kind, by path."""
     variables = variables_by_path(model, kind)
     return {path: variable.get_value() for path, variable in variables.items()}
 
 
-def check_arrays(found: Mapping[str, jax.Array], model: ReIDModel, kind: type, where: str) -> None:
+def check_arrays(found: Mapping[str, jax.Array], model: nnx.Module, kind: type, where: str) -> None:
     """Compares arrays with what the model needs.
 
     Raises:

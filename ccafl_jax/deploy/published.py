@@ -1,4 +1,4 @@
-"""Sizes of the models published with CLIP-ReID, CCAFL and CALR, told from names and shapes.
+"""Sizes of the models of CLIP-ReID, CCAFL, CALR and TF-CLIP, told from names and shapes.
 
 What names and shapes do not say (the input size, the factor of the camera embedding) is asked for,
 and nothing is guessed where two answers fit.
@@ -15,7 +15,9 @@ from ccafl_jax.data.augment import IMAGENET_MEAN, IMAGENET_STD
 from ccafl_jax.models.clip.config import ACTIVATIONS, ResNetConfig, VisionConfig, ViTConfig
 from ccafl_jax.models.reid import HeadConfig, ReIDConfig
 from ccafl_jax.models.resnet_weights import SEQUENTIAL, infer_resnet
-from ccafl_jax.training.description import Preprocess
+from ccafl_jax.models.temporal import PromptSizes
+from ccafl_jax.models.video import VideoConfig
+from ccafl_jax.training.description import ModelConfig, Preprocess
 
 TOWER = "image_encoder."
 CAMERA_SCALE = 1.0
@@ -109,15 +111,57 @@ def infer_reid_config(
     )
 
 
+def infer_video_config(
+    tensors: Mapping[str, np.ndarray],
+    image_size: tuple[int, int],
+    *,
+    stride: int | None = None,
+    heads: int | None = None,
+    feature: str | None = None,
+    activation: str | None = None,
+    camera_scale: float | None = None,
+) -> VideoConfig:
+    """Sizes of a model published with TF-CLIP; see `infer_reid_config` for all arguments.
+
+    The release has a ViT, heads of 64 channels everywhere, and retrieves before the necks.
+
+    Raises:
+      ValueError: as `infer_reid_config`.
+    """
+    if activation not in (None, *ACTIVATIONS):
+        raise ValueError(f"activation is {activation!r}; choose one of {ACTIVATIONS}")
+    joint = _shape(tensors, "bottleneck_proj.weight", 1)[0]
+    layers = _count(tensors, r"SSP\.decoder\.(\d+)\..*")
+    among = any(name.startswith("SSP.decoder.0.self_attn.") for name in tensors)
+    cameras = _shape(tensors, "cv_embed", 2)[0] if "cv_embed" in tensors else 0
+    if camera_scale is not None and not cameras:
+        raise ValueError("there is no camera embedding (cv_embed) to scale; drop --camera-scale")
+    return VideoConfig(
+        vision=_infer_vit(tensors, image_size, stride, heads),
+        embed_dim=joint,
+        activation=activation or "quick_gelu",
+        classes=_shape(tensors, "classifier_proj.weight", 2)[0],
+        cameras=cameras,
+        camera_scale=CAMERA_SCALE if camera_scale is None else camera_scale,
+        prompt=PromptSizes(layers=layers, layout="code" if among else "paper"),
+        feature=feature or "pooled",
+    )
+
+
 def published_as(tensors: Mapping[str, np.ndarray]) -> str:
-    """Whose model it is: CALR's tower is a sequence, and of the others CCAFL's has `gap.p`."""
+    """Whose model it is.
+
+    CALR's tower is a sequence, TF-CLIP has its diffusion, and of the others CCAFL's has `gap.p`.
+    """
+    if any(name.startswith("TMD.") for name in tensors):
+        return "TF-CLIP"
     if f"{SEQUENTIAL['conv1']}.weight" in tensors:
         return "CALR"
     return "CCAFL" if "gap.p" in tensors else "CLIP-ReID"
 
 
 def default_preprocess(
-    config: ReIDConfig,
+    config: ModelConfig,
     *,
     mean: Sequence[float] | None = None,
     std: Sequence[float] | None = None,
@@ -127,7 +171,8 @@ def default_preprocess(
     Raises:
       ValueError: other than three numbers, or numbers that are not on the scale of 0..1.
     """
-    usual = HALF if isinstance(config.vision, ViTConfig) else IMAGENET
+    of_clip_reid = isinstance(config.vision, ViTConfig) and not isinstance(config, VideoConfig)
+    usual = HALF if of_clip_reid else IMAGENET
     mean, std = (tuple(y if x is None else x) for x, y in zip((mean, std), usual, strict=True))
     if len(mean) != 3 or len(std) != 3:
         raise ValueError(f"mean {mean} and std {std}: state three numbers each")
@@ -271,7 +316,7 @@ def _shape(tensors: Mapping[str, np.ndarray], name: str, axes: int) -> tuple[int
     if name not in tensors:
         raise ValueError(
             f"tensor {name} is missing, which tells the sizes of the model; pass the whole "
-            "checkpoint of a trained CLIP-ReID, CCAFL or CALR model"
+            "checkpoint of a trained CLIP-ReID, CCAFL, CALR or TF-CLIP model"
         )
     shape = np.shape(tensors[name])
     if len(shape) != axes:
@@ -298,5 +343,5 @@ def _no_tower(tensors: Mapping[str, np.ndarray]) -> str:
         )
     return (
         f"no tensor is named {TOWER}*, but e.g. {sorted(tensors)[:3]}; expected a trained "
-        "CLIP-ReID, CCAFL or CALR model"
+        "CLIP-ReID, CCAFL, CALR or TF-CLIP model"
     )

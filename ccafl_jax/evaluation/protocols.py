@@ -341,6 +341,7 @@ PROTOCOLS: dict[str, Protocol] = {
         ),
         _MARS,
         dataclasses.replace(_MARS, name="lsvid", note="Queries stand in the gallery, too."),
+        dataclasses.replace(_MARS, name="synthetic_tracklets", note="As MARS."),
         Protocol(
             "ilidsvid",
             figures=("rank1", "rank5", "rank10", "rank20"),

@@ -19,6 +19,7 @@ from ccafl_jax.losses.contrastive import inter_contrast, supcon, supcon_cam
 from ccafl_jax.losses.discriminative import icdl
 from ccafl_jax.losses.reduction import camera_mask, camera_row_weights
 from ccafl_jax.losses.triplet import batch_triplet, memory_triplet, triplet
+from ccafl_jax.losses.video import clip_losses
 
 __all__ = [
     "batch_triplet",
@@ -26,6 +27,7 @@ __all__ = [
     "camera_classification",
     "camera_mask",
     "camera_row_weights",
+    "clip_losses",
     "cosine_logits",
     "gid",
     "i2t_ce",

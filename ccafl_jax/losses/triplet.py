@@ -17,7 +17,7 @@ def triplet(
     pair_mask: jax.Array | None = None,
     row_weight: jax.Array | None = None,
     *,
-    margin: float = 0.3,
+    margin: float | None = 0.3,
 ) -> jax.Array:
     """max(0, farthest positive - nearest negative + margin), by anchor.
 
@@ -31,7 +31,7 @@ def triplet(
       lk: int[keys], labels of the keys.
       pair_mask: bool[batch, keys], the keys an anchor sees; None for all.
       row_weight: float[batch]; None for the mean over all anchors, inactive ones included.
-      margin: in units of distance.
+      margin: in units of distance; None: log(1 + exp(farthest - nearest)), which has no edge.
 
     Returns:
       Scalar loss.
@@ -52,7 +52,8 @@ def triplet(
     nearest = jnp.argmin(jnp.where(negative, squared, -NEG), axis=1)
     gap = _distance(anchor, key[farthest]) - _distance(anchor, key[nearest])
     complete = jnp.any(positive, axis=1) & jnp.any(negative, axis=1)
-    loss = jnp.where(complete, jax.nn.relu(gap + margin), 0)
+    raw = jax.nn.softplus(gap) if margin is None else jax.nn.relu(gap + margin)
+    loss = jnp.where(complete, raw, 0)
     if row_weight is None:
         return jnp.mean(loss)
     return weighted_sum(loss, row_weight)
@@ -64,7 +65,7 @@ def batch_triplet(
     valid: jax.Array | None = None,
     camera: jax.Array | None = None,
     *,
-    margin: float = 0.3,
+    margin: float | None = 0.3,
     reduce: str = "sum_cam_mean",
 ) -> jax.Array:
     """Batch-hard triplet over the batch, or inside each camera of it.
@@ -75,7 +76,7 @@ def batch_triplet(
       valid: bool[batch]; None for all.
       camera: int[batch]; given, triplets stay inside a camera and `reduce` applies; None, all
         rows see each other and the loss is the mean over rows that are not dropped.
-      margin: in units of distance.
+      margin: in units of distance, or None, see `triplet`.
       reduce: reduction over cameras, see `camera_row_weights`.
 
     Returns:

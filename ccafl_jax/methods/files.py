@@ -4,6 +4,8 @@ import importlib.resources
 import logging
 import os
 import pathlib
+from collections.abc import Mapping
+from typing import Any
 
 from ccafl_jax.data.layouts import require_images
 from ccafl_jax.data.opening import open_dataset
@@ -38,7 +40,37 @@ def open_images(config: DataConfig, root: str | os.PathLike, *, method: str) -> 
       FileNotFoundError, ValueError: with one line that says what is missing and what to do.
     """
     require_images(config.name, method)
-    dataset = open_dataset(config.name, root, source=config.source)
+    return _checked(config, open_dataset(config.name, root, source=config.source))
+
+
+def open_tracklets(
+    config: DataConfig,
+    root: str | os.PathLike,
+    *,
+    method: str,
+    selection: Mapping[str, Any],
+) -> ReIDDataset:
+    """Opens a data set of tracklets, to train on the cameras that are asked for.
+
+    Args:
+      config: which set.
+      root: its folder; `config.root`, or what the caller made in its place.
+      method: its name, for messages.
+      selection: options of the data set's protocol, such as the split.
+
+    Raises:
+      FileNotFoundError, ValueError: with one line that says what is missing and what to do.
+    """
+    dataset = _checked(config, open_dataset(config.name, root, source=config.source, **selection))
+    single = [s for s in ("train", "query", "gallery") if getattr(dataset, s).tracklet is None]
+    if single:
+        raise ValueError(
+            f"{dataset.root} holds single images ({', '.join(single)}); {method} takes tracklets"
+        )
+    return dataset
+
+
+def _checked(config: DataConfig, dataset: ReIDDataset) -> ReIDDataset:
     for split, use in (("train", "to train on"), ("query", "to test"), ("gallery", "to test")):
         if not len(getattr(dataset, split)):
             raise ValueError(f"{dataset.root} has no images {use}: its {split} set is empty")

@@ -14,9 +14,14 @@ import numpy as np
 from ccafl_jax.data.labels import IntraCameraLabels
 from ccafl_jax.data.records import Records, ReIDDataset
 from ccafl_jax.methods.progress import Progress
-from ccafl_jax.models.reid import ReIDConfig
 from ccafl_jax.training.checkpoints import digest
-from ccafl_jax.training.description import Preprocess, check_format, describe_model, model_digest
+from ccafl_jax.training.description import (
+    ModelConfig,
+    Preprocess,
+    check_format,
+    describe_model,
+    model_digest,
+)
 from ccafl_jax.training.fingerprint import code_fingerprint, library_versions
 from ccafl_jax.training.state import TrainState
 from ccafl_jax.training.storage import is_local
@@ -46,7 +51,7 @@ log = logging.getLogger("ccafl_jax")
 def describe_run(
     method: str,
     config: Any,
-    model: ReIDConfig,
+    model: ModelConfig,
     dataset: ReIDDataset,
     *,
     workdir: str | os.PathLike,
@@ -60,7 +65,7 @@ def describe_run(
     Args:
       method: its name.
       config: the options.
-      model: sizes of the image model.
+      model: sizes of the image or video model.
       dataset: records of the data set.
       workdir: folder of the run.
       training_set: from :func:`training_digest`.

@@ -23,8 +23,8 @@ class DataConfig:
 
     Attributes:
       name: of the data set, a key of `ccafl_jax.data.layouts.LAYOUTS`; `synthetic` are the embedded
-        people, drawn into the work folder when `root` is empty, and `synthetic_sysumm01` and
-        `synthetic_regdb` the same in visible and infrared light.
+        people, drawn into the work folder when `root` is empty, `synthetic_tracklets` their walks,
+        and `synthetic_sysumm01` and `synthetic_regdb` the same in visible and infrared light.
       root: folder of the data set, or one that holds it.
       source: `folder` (the raw download), `prepared` (from scripts/prepare_data.py), or `auto`,
         which looks what `root` holds.

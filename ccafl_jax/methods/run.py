@@ -237,7 +237,8 @@ class EncoderRun(abc.ABC):
         """
         schedule, every = self.config.schedule, self.config.evaluation.every
         steps: dict[Any, Callable] = {}
-        total = (stop - start) * schedule.iterations or None  # not known where labels decide
+        # Where the batches of an epoch say how many steps it has, the bar has no end.
+        total = (stop - start) * schedule.iterations or None
         bar = progress_bar(total, "training", unit="step")
         clock = time.monotonic()
         for epoch in range(start, stop):

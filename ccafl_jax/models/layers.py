@@ -459,27 +459,83 @@ class AttentionPool(nnx.Module):
         Raises:
           ValueError: if the map is not of the grid that the positions were made for.
         """
-        batch, height, width, channels = x.shape
-        if (height, width) != self.grid:
-            raise ValueError(
-                f"attention pool got a {height}x{width} map, its positions are for "
-                f"{self.grid[0]}x{self.grid[1]}; build the model with the size of its images"
-            )
-        dtype, precision = self.compute.activations, self.compute.products
-        x = x.astype(dtype).reshape(batch, height * width, channels)
-        center = jnp.mean(x, axis=1, keepdims=True, dtype=jnp.promote_types(dtype, jnp.float32))
-        tokens = jnp.concatenate([center.astype(dtype), x], axis=1)  # [batch, 1 + h w, channels]
-        tokens = tokens + self.positional_embedding[...].astype(dtype)
-
+        tokens, dtype = self._tokens(x), self.compute.activations
         value = attend_once(
             self.q_proj(tokens[:, 0]),
             tokens,
             self.k_proj.kernel[...].astype(dtype),
             self.v_proj.kernel[...].astype(dtype),
             heads=self.heads,
-            precision=precision,
+            precision=self.compute.products,
         )
         return self.c_proj(value + self.v_proj.bias[...].astype(dtype))
+
+    def all_tokens(self, x: jax.Array) -> jax.Array:
+        """What every token finds, the mean token first: `[batch, 1 + h w, out_features]`.
+
+        The first of them is what the pool returns.
+
+        Raises:
+          ValueError: as the pool.
+        """
+        tokens = self._tokens(x)
+        projections = (self.q_proj, self.k_proj, self.v_proj)
+        mixed = attend(
+            *(projection(tokens) for projection in projections),
+            heads=self.heads,
+            precision=self.compute.products,
+        )
+        return self.c_proj(mixed)
+
+    def _tokens(self, x: jax.Array) -> jax.Array:
+        batch, height, width, channels = x.shape
+        if (height, width) != self.grid:
+            raise ValueError(
+                f"attention pool got a {height}x{width} map, its positions are for "
+                f"{self.grid[0]}x{self.grid[1]}; build the model with the size of its images"
+            )
+        dtype = self.compute.activations
+        x = x.astype(dtype).reshape(batch, height * width, channels)
+        center = jnp.mean(x, axis=1, keepdims=True, dtype=jnp.promote_types(dtype, jnp.float32))
+        tokens = jnp.concatenate([center.astype(dtype), x], axis=1)  # [batch, 1 + h w, channels]
+        return tokens + self.positional_embedding[...].astype(dtype)
+
+
+def attend(
+    query: jax.Array,
+    key: jax.Array,
+    value: jax.Array,
+    *,
+    heads: int,
+    precision: str,
+    causal: bool = False,
+) -> jax.Array:
+    """Attention by heads, whose channels lie side by side.
+
+    Args:
+      query: float[n, asking, width], projected, not scaled.
+      key: float[n, length, width].
+      value: float[n, length, width].
+      heads: attention heads; they divide the width.
+      precision: of the products.
+      causal: whether a position sees earlier ones and itself only.
+
+    Returns:
+      float[n, asking, width] in the dtype of `value`.
+    """
+    width = query.shape[-1]
+    query, key, value = (
+        x.reshape(*x.shape[:2], heads, width // heads) for x in (query, key, value)
+    )
+    query = query * (width // heads) ** -0.5
+    logits = jnp.einsum("nqhd,nkhd->nhqk", query, key, precision=precision)
+    logits = numerics.at_least_float32(logits)
+    if causal:
+        visible = jnp.tril(jnp.ones(logits.shape[-2:], bool))
+        logits = jnp.where(visible, logits, numerics.NEG)
+    weight = jax.nn.softmax(logits, axis=-1).astype(value.dtype)
+    mixed = jnp.einsum("nhqk,nkhd->nqhd", weight, value, precision=precision)
+    return mixed.reshape(*mixed.shape[:2], width)
 
 
 def attend_once(

@@ -72,9 +72,14 @@ class ReIDConfig:
         return self.vision.features + (self.embed_dim if self.heads.joint else 0)
 
     @property
+    def cameras(self) -> int:
+        """Rows of the camera embedding; 0 where there is none."""
+        return self.heads.cameras
+
+    @property
     def kinds(self) -> int:
         """Kinds of images that the model tells apart: cameras, or modalities; 0 for none."""
-        return len(MODALITIES) if self.dual_stream else self.heads.cameras
+        return len(MODALITIES) if self.dual_stream else self.cameras
 
     def to_json(self) -> dict:
         """As JSON values."""

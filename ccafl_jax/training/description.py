@@ -4,8 +4,12 @@ import dataclasses
 from collections.abc import Mapping
 
 from ccafl_jax.models.reid import ReIDConfig
+from ccafl_jax.models.video import VideoConfig
 from ccafl_jax.training.checkpoints import digest
 from ccafl_jax.training.state import FlatDict
+
+ModelConfig = ReIDConfig | VideoConfig
+"""Sizes of a model of images, or of clips; the description of the latter says so (`kind`)."""
 
 FORMAT = 3
 """Of the description; written with every checkpoint."""
@@ -36,12 +40,12 @@ class Preprocess:
         return cls(raw["height"], raw["width"], tuple(raw["mean"]), tuple(raw["std"]))
 
 
-def describe_model(model: ReIDConfig, preprocess: Preprocess) -> dict:
+def describe_model(model: ModelConfig, preprocess: Preprocess) -> dict:
     """The description, as JSON values."""
     return {"format": FORMAT, "model": model.to_json(), "preprocess": preprocess.to_json()}
 
 
-def read_description(raw: Mapping, where: str) -> tuple[ReIDConfig, Preprocess]:
+def read_description(raw: Mapping, where: str) -> tuple[ModelConfig, Preprocess]:
     """Inverse of `describe_model`.
 
     Args:
@@ -52,7 +56,8 @@ def read_description(raw: Mapping, where: str) -> tuple[ReIDConfig, Preprocess]:
       ValueError: a field is missing or unknown.
     """
     try:
-        return ReIDConfig.from_json(raw["model"]), Preprocess.from_json(raw["preprocess"])
+        kind = VideoConfig if raw["model"].get("kind") == "video" else ReIDConfig
+        return kind.from_json(raw["model"]), Preprocess.from_json(raw["preprocess"])
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise ValueError(f"{where} describes no model of this version ({error})") from None
 

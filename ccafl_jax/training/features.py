@@ -46,6 +46,46 @@ def feature_extractor(
     return make_extractor(graphdef, forward, batch=batch, mesh=mesh, description=description)
 
 
+def clip_extractor(
+    graphdef: nnx.GraphDef,
+    method: str,
+    *,
+    frames: int,
+    mean: tuple[float, ...],
+    std: tuple[float, ...],
+    batch: int,
+    mesh: Mesh,
+    description: str,
+) -> Extractor:
+    """An extractor of what `method` of a video model returns of clips.
+
+    Args:
+      graphdef: of a `VideoModel`.
+      method: "embed" or "joint_means" (which knows no cameras).
+      frames: of a clip.
+      mean: subtracted from pixels scaled to 0..1, by channel.
+      std: divides them then, by channel.
+      batch: images a call, so that as many clips are as fit.
+      mesh: the devices.
+      description: of the progress bar.
+    """
+
+    def forward(model: nnx.Module, clips: jax.Array, cameras: jax.Array) -> jax.Array:
+        x = normalize(clips, mean, std, dtype=model.necks["image"].scale[...].dtype)
+        if method == "joint_means" or not model.sizes.cameras:
+            return getattr(model, method)(x)
+        return getattr(model, method)(x, cameras)
+
+    return make_extractor(
+        graphdef,
+        forward,
+        batch=max(1, batch // frames),
+        mesh=mesh,
+        frames=frames,
+        description=description,
+    )
+
+
 def score(features: jax.Array, dataset: ReIDDataset, *, no_match: str = "skip") -> dict[str, Any]:
     """Ranking metrics and camera bias of test features.
 

@@ -1,11 +1,12 @@
-"""Speed of CCAFL's training steps, and a projection of its schedule on Market-1501.
+"""Speed of the methods' training steps, and a projection of their schedules on Market-1501.
 
 Every phase is timed with its own losses, memory banks, augmentation and input, on random weights,
 pixels and labels of Market-1501's size; beside it the bare step: forward, backward and the same
-Adam of the same network on one ready batch, with a trivial loss. Steps are dispatched one after the
-other and waited for at the end of a window; medians and extents are of several windows. Each
-network and dtype runs in a process of its own. Where torch and timm are at hand, the bare step runs
-in PyTorch as well (train_torch.py), compiled on a GPU.
+Adam of the same network on one ready batch, with a trivial loss. With --clips the step of TF-CLIP
+is timed instead, on clips of frames, and the extraction of dense features. Steps are dispatched one
+after the other and waited for at the end of a window; medians and extents are of several windows.
+Each network and dtype runs in a process of its own. Where torch and timm are at hand, the bare step
+runs in PyTorch as well (train_torch.py), compiled on a GPU.
 
 FLOP/s are the compiler's count of the program before it is optimised (of the optimised one where
 the first is not counted, as on GPUs) over the time that a step takes. Peak memory is the
@@ -13,6 +14,7 @@ device's own count for the process so far; "planned" is what the executable need
 """
 
 import argparse
+import importlib
 import json
 import pathlib
 import subprocess
@@ -30,10 +32,17 @@ examples:
   python scripts/bench/train.py --quick --networks RN50        # bfloat16, few repeats
   python scripts/bench/train.py --torch /opt/torch/bin/python  # an interpreter that has torch
   python scripts/bench/train.py --json results/train_gpu.json --docs docs/training.md --table gpu
+  python scripts/bench/train.py --clips --json results/train_clips.json    # TF-CLIP's step
 """
 
-NETWORKS = ("RN50", "ViT-B/16")
-PHASES = ("prompts", "inter", "inter+text", "inter+text+ical", "intra+text")
+NETWORKS = {"ccafl": ("RN50", "ViT-B/16"), "calr": ("ResNet-50", "IBN-ResNet-50-a")}
+PHASES = {
+    "ccafl": ("prompts", "inter", "inter+text", "inter+text+ical", "intra+text"),
+    "calr": ("local", "global+alignment", "global"),
+}
+QUICK = {"ccafl": ("prompts", "inter+text+ical", "intra+text"), "calr": PHASES["calr"]}
+BATCH = {"ccafl": (16, 8), "calr": (16, 16)}
+STAGE_1 = ("prompts", "local")  # with a batch of their own, and so no bare step beside them
 INPUTS = ("resident", "streaming")
 # Goals.
 WAIT = 0.02  # share of the time that steps wait for input
@@ -51,16 +60,18 @@ def main() -> int:
         print(json.dumps(machine()))
         return 0
     if options.alone:
-        import train_work
-
-        print(json.dumps(train_work.measure(train_work.Work(**json.loads(options.alone)))))
+        request = json.loads(options.alone)
+        module = importlib.import_module(f"train_{request['method']}")
+        print(json.dumps(module.measure(module.Work(**request))))
         return 0
     device = in_own_process(__file__, "device", {})
+    if options.clips:
+        return measure_clips(options, device)
     works = chosen(options, cpu=device["platform"] == "cpu")
-    results: dict[str, Any] = {"device": device, "works": kept(options.json, device)}
+    results: dict[str, Any] = {"device": device, "works": kept(options.json, device, part="bare")}
     failed = []
     for work in works:
-        name = f"{work['network']} {work['dtype']}"
+        name = f"{shown_name(work)} {work['dtype']}"
         if work["attention"] != usual(work, cpu=device["platform"] == "cpu"):
             name += f", {work['attention']} attention"
         print(f"{name}: {work}", flush=True)
@@ -90,13 +101,86 @@ def main() -> int:
     return 1 if missed else 0
 
 
+def measure_clips(options: argparse.Namespace, device: dict[str, Any]) -> int:
+    """Measures TF-CLIP's step, prints a table and returns the exit status."""
+    cpu = device["platform"] == "cpu"
+    works = kept(options.json, device, part="steps")
+    failed = []
+    for work in chosen_clips(options, cpu=cpu):
+        name = f"{work['network']} {work['dtype']}" + (", remat" if work["remat"] else "")
+        print(f"{name}: {work}", flush=True)
+        try:
+            works[name] = in_own_process(__file__, json.dumps(work), {})
+        except subprocess.CalledProcessError as error:  # the other works still run
+            failed.append(f"{name} ended with status {error.returncode}")
+            continue
+        steps = works[name]["steps"].items()
+        failed += [f"{name}, {kind}: {x['error']}" for kind, x in steps if "error" in x]
+        results = {"device": device, "works": works}
+        write(results, options.json, options.docs, f"clips_{options.table}", clips_table(results))
+    print(f"\n{clips_table({'works': works})}\nfailed: {'; '.join(failed) or 'none'}")
+    return 1 if failed else 0
+
+
+def chosen_clips(options: argparse.Namespace, *, cpu: bool) -> list[dict[str, Any]]:
+    """The works, fields of `train_tfclip.Work`: those of the recipe, or smaller ones."""
+    small = cpu or options.tiny
+    batch = options.batch or ((2, 2) if small else (4, 4))
+    networks = options.networks or (["RN50"] if options.tiny else ["ViT-B/16"])
+    dtypes = options.dtypes or (["float32"] if cpu else ["bfloat16", "float32"])
+    return [
+        {
+            "method": "tfclip",
+            "network": network,
+            "dtype": dtype,
+            "attention": usual({"network": network, "dtype": dtype}, cpu=cpu),
+            "classes": batch[0],
+            "images": batch[1],
+            "frames": options.frames or (2 if small else 8),
+            "inputs": options.inputs or list(INPUTS),
+            "steps": options.steps or (1 if small else 10),
+            "repeats": options.repeats or 3,
+            "scale": options.scale or (0.01 if options.tiny else 0.1 if cpu else 1.0),
+            "remat": remat,
+            "tiny": options.tiny,
+        }
+        for network in networks
+        for dtype in dtypes
+        for remat in ([False] if small else [False, True])
+    ]
+
+
+def clips_table(results: dict[str, Any]) -> str:
+    """The figures of TF-CLIP in Markdown: steps and dense features."""
+    lines = [
+        "| network | what | clips/s | frames/s | TFLOP/s | input wait | planned GB | compiled in |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    for name, found in results["works"].items():
+        rows = {f"step, {kind}": step for kind, step in found["steps"].items()}
+        for what, row in (rows | {"dense features": found["features"]}).items():
+            if "error" in row:
+                lines.append(f"| {name} | {what} | failed: {row['error']} | | | | | |")
+                continue
+            shown = [f"{row['clips_per_second']:.4g}", f"{row['frames_per_second']:.4g}"]
+            if "flop_rate" in row:
+                shown.append("" if row["flop_rate"] is None else f"{1e-12 * row['flop_rate']:.3g}")
+                shown.append(f"{row['input_wait_share']:.2%}")
+                planned = row["planned_bytes"]
+                shown.append("" if planned is None else f"{1e-9 * planned:.2f}")
+                shown.append(f"{row['compile_seconds']:.1f} s")
+            lines.append(f"| {name} | {what} | {' | '.join(shown + [''] * (6 - len(shown)))} |")
+    return "\n".join(lines)
+
+
 def parse() -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(
         description=__doc__, epilog=EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     add = parser.add_argument
-    add("--networks", nargs="+", choices=NETWORKS, help="both; on a CPU RN50")
+    add("--methods", nargs="+", choices=list(NETWORKS), default=list(NETWORKS), help="all")
+    add("--networks", nargs="+", choices=sum(NETWORKS.values(), ()), help="all; on a CPU RN50")
     add("--dtypes", nargs="+", choices=["bfloat16", "float32"], help="both; on a CPU float32")
     add(
         "--attention",
@@ -104,9 +188,11 @@ def parse() -> argparse.Namespace:
         choices=["plain", "cudnn"],
         help="cudnn for ViTs in bfloat16 on a GPU",
     )
-    add("--phases", nargs="+", choices=PHASES, help="all")
+    add("--phases", nargs="+", choices=sum(PHASES.values(), ()), help="all")
     add("--inputs", nargs="+", choices=INPUTS, help="resident, and one phase with streaming")
-    add("--batch", nargs=2, type=int, metavar=("P", "K"), help="16 8; on a CPU 4 2")
+    add("--batch", nargs=2, type=int, metavar=("P", "K"), help="16 8, CALR 16 16; on a CPU 4 2")
+    add("--clips", action="store_true", help="TF-CLIP's step, on clips, and nothing else")
+    add("--frames", type=int, help="of a clip (8; on a CPU 2)")
     add("--steps", type=int, help="steps in a window (20; on a CPU 1)")
     add("--repeats", type=int, help="windows of each step (5; on a CPU 3)")
     add("--scale", type=float, help="of images and classes (1; on a CPU 0.1)")
@@ -118,37 +204,51 @@ def parse() -> argparse.Namespace:
     add("--docs", type=pathlib.Path, help="page whose table is rewritten")
     add("--table", default="gpu", help="name of the table in the page")
     add("--alone", help=argparse.SUPPRESS)
-    return parser.parse_args()
+    options = parser.parse_args()
+    if options.clips and not {*(options.networks or ())} <= {*NETWORKS["ccafl"]}:
+        parser.error(f"--clips is for CLIP's towers: choose of {', '.join(NETWORKS['ccafl'])}")
+    return options
 
 
 def chosen(options: argparse.Namespace, *, cpu: bool) -> list[dict[str, Any]]:
-    """The works, fields of `train_work.Work`, with what the command line left open."""
+    """The works, fields of `train_steps.Work`, with what the command line left open."""
     quick, small = options.quick, cpu or options.tiny
     dtypes = ["float32"] if cpu else ["bfloat16"] if quick else ["bfloat16", "float32"]
-    phases = [PHASES[0], *PHASES[-2:]] if quick else list(PHASES)
-    batch = options.batch or ((2, 2) if options.tiny else (4, 2) if cpu else (16, 8))
-    shared = {
-        "classes": batch[0],
-        "images": batch[1],
-        "phases": options.phases or phases,
-        "inputs": options.inputs or (["resident"] if quick else list(INPUTS)),
-        "steps": options.steps or (1 if small else 10 if quick else 20),
-        "repeats": options.repeats or (3 if small or quick else 5),
-        "scale": options.scale or (0.01 if options.tiny else 0.1 if cpu else 1.0),
-        "extracted": 64 if small else None,
-        "tiny": options.tiny,
-    }
-    networks = options.networks or (["RN50"] if cpu else list(NETWORKS))
-    works = [
-        {"network": network, "dtype": dtype, **shared}
-        for network in networks
-        for dtype in options.dtypes or dtypes
-    ]
+    small_batch = (2, 2) if options.tiny else (4, 2) if cpu else None
+    works = []
+    for method in options.methods:
+        phases = [name for name in PHASES[method] if name in (options.phases or PHASES[method])]
+        batch = options.batch or small_batch or BATCH[method]
+        shared = {
+            "method": method,
+            "classes": batch[0],
+            "images": batch[1],
+            "phases": phases if options.phases or not quick else list(QUICK[method]),
+            "inputs": options.inputs or (["resident"] if quick else list(INPUTS)),
+            "steps": options.steps or (1 if small else 10 if quick else 20),
+            "repeats": options.repeats or (3 if small or quick else 5),
+            "scale": options.scale or (0.01 if options.tiny else 0.1 if cpu else 1.0),
+            "extracted": 64 if small else None,
+            "tiny": options.tiny,
+        }
+        few = NETWORKS[method][:1] if cpu or (quick and method == "calr") else NETWORKS[method]
+        networks = [name for name in NETWORKS[method] if name in (options.networks or few)]
+        works += [
+            {"network": network, "dtype": dtype, **shared}
+            for network in networks
+            for dtype in options.dtypes or dtypes
+            if phases
+        ]
     return [
         {**work, "attention": attention}
         for work in works
         for attention in dict.fromkeys(options.attention or [usual(work, cpu=cpu)])
     ]
+
+
+def shown_name(work: dict[str, Any]) -> str:
+    """The network, with the method where it is not CCAFL."""
+    return work["network"] if work["method"] == "ccafl" else f"CALR, {work['network']}"
 
 
 def usual(work: dict[str, Any], *, cpu: bool) -> str:
@@ -157,11 +257,23 @@ def usual(work: dict[str, Any], *, cpu: bool) -> str:
     return "cudnn" if fused else "plain"
 
 
-def kept(path: pathlib.Path | None, device: dict[str, Any]) -> dict[str, Any]:
-    """Works that the file holds from an earlier run on the same kind of device."""
+def kept(path: pathlib.Path | None, device: dict[str, Any], *, part: str) -> dict[str, Any]:
+    """Works that the file holds from an earlier run on the same kind of device.
+
+    Args:
+      path: of the file, which need not be there.
+      device: this one.
+      part: what works of the present kind have: "bare", and with --clips "steps".
+
+    Raises:
+      SystemExit: the file is one of the other kind.
+    """
     if path is None or not path.is_file():
         return {}
     earlier = json.loads(path.read_text())
+    for name, found in earlier["works"].items():
+        if part not in found:
+            sys.exit(f"error: {path} holds {name}, which is another table: name another file")
     return earlier["works"] if earlier["device"] == device else {}
 
 
@@ -170,6 +282,8 @@ def pytorch(found: dict[str, Any], options: argparse.Namespace) -> dict[str, Any
     work, cpu = found["work"], found["device"]["platform"] == "cpu"
     if work["tiny"]:
         return {"error": "not compared: the networks are tiny"}
+    if work["network"].startswith("IBN"):
+        return {"error": "not compared: timm has no IBN-a"}
     request = {
         "family": work["network"],
         "batch": work["classes"] * work["images"],
@@ -202,7 +316,9 @@ def pytorch(found: dict[str, Any], options: argparse.Namespace) -> dict[str, Any
 def steps_of(found: dict[str, Any]) -> dict[str, dict[str, Any]]:
     """Steps of the image encoder by name, the bare one first; those that failed are left out."""
     steps = {"bare": found["bare"], **found["phases"]}
-    return {name: step for name, step in steps.items() if name != "prompts" and "error" not in step}
+    return {
+        name: step for name, step in steps.items() if name not in STAGE_1 and "error" not in step
+    }
 
 
 def judge(found: dict[str, Any]) -> list[dict[str, Any]]:
@@ -237,7 +353,7 @@ def judge(found: dict[str, Any]) -> list[dict[str, Any]]:
             what = "images/s of the bare step over PyTorch"
             note(what, bare["over_torch"], TORCH_GOAL, most=False, required=False)
     full = found["work"]["scale"] == 1 and not found["work"]["tiny"]
-    whole = full and {"prompts", "intra+text", "inter+text+ical"} <= {
+    whole = full and {*QUICK[found["work"]["method"]]} <= {
         name for name, step in found["phases"].items() if "error" not in step
     }
     if found["device"]["platform"] == "gpu" and whole:
@@ -267,20 +383,28 @@ def table(results: dict[str, Any]) -> str:
         theirs = found.get("pytorch")
         if theirs:
             lines.append(f"| {name} | bare, PyTorch | {' | '.join(torch_cells(theirs))} |")
-    lines += [
-        "",
-        "Schedule of the recipe, projected from these parts:",
-        "",
-        "| network | prompts | steps | extraction | association | memory | evaluation | total |",
-        "|---|---|---|---|---|---|---|---|",
-    ]
-    for name, found in results["works"].items():
-        parts = found.get("projection")
-        if parts:
-            keys = ("prompts", "steps", "extraction", "association", "memory", "evaluation")
+    for keys, rows in projections(results).items():  # each method has parts of its own
+        lines += [
+            "",
+            "Schedule of the recipe, projected from these parts:",
+            "",
+            f"| network | {' | '.join(keys)} | total |",
+            "|---" * (len(keys) + 2) + "|",
+        ]
+        for name, parts in rows.items():
             row = [f"{parts[key]:.0f} s" for key in keys] + [f"{parts['total'] / 60:.1f} min"]
             lines.append(f"| {name} | {' | '.join(row)} |")
     return "\n".join(lines)
+
+
+def projections(results: dict[str, Any]) -> dict[tuple[str, ...], dict[str, dict[str, Any]]]:
+    """By parts of a schedule: the projections that have these, by network."""
+    found: dict[tuple[str, ...], dict[str, dict[str, Any]]] = {}
+    for name, work in results["works"].items():
+        if parts := work.get("projection"):
+            keys = tuple(key for key in parts if key not in ("total", "not_measured"))
+            found.setdefault(keys, {})[name] = parts
+    return found
 
 
 def cells(step: dict[str, Any]) -> list[str]:

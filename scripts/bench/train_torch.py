@@ -50,10 +50,14 @@ def main() -> None:
 def measure(torch, timm, device, request: dict, mode: str) -> dict:
     """Seconds of a step."""
     size, joint = tuple(request["size"]), request["embed_dim"]
-    resnet = request["family"].startswith("RN")
-    name, tower = encoders_torch.build(timm, request["family"], size, joint)
-    if resnet:
-        encoders_torch.fit_positions(torch, tower, size)
+    resnet = not request["family"].startswith("ViT")
+    if request["family"] == "ResNet-50":  # of ImageNet, without a joint space
+        name, tower = "resnet50", timm.create_model("resnet50", num_classes=0, global_pool="")
+        tower.layer4[0].conv2.stride = tower.layer4[0].downsample[0].stride = (1, 1)
+    else:
+        name, tower = encoders_torch.build(timm, request["family"], size, joint)
+        if resnet:
+            encoders_torch.fit_positions(torch, tower, size)
     parts = torch.nn.Module()
     parts.tower = tower
     parts.neck = torch.nn.BatchNorm1d(tower.num_features + (0 if resnet else joint))
@@ -67,27 +71,28 @@ def measure(torch, timm, device, request: dict, mode: str) -> dict:
 
     def features(images):
         last = tower.forward_features(images)
-        g = tower.forward_head(last).float()
+        g = tower.forward_head(last).float() if joint else None
         if resnet:
             p = parts.exponent
             pooled = last.float().clamp(min=1e-6).pow(p).mean((2, 3)).pow(1 / p)
         else:
             pooled = torch.cat([last[:, 0].float(), g], dim=1)
-        return torch.nn.functional.normalize(parts.neck(pooled), dim=1), g
+        f = torch.nn.functional.normalize(parts.neck(pooled), dim=1)
+        return (f, g) if joint else (f,)
 
     if mode != "off":
         features = torch.compile(features, mode=mode, fullgraph=False, dynamic=False)
     trained = [parameter for parameter in parts.parameters() if parameter.requires_grad]
     fused = {"fused": True} if device.type == "cuda" else {}
     optimizer = torch.optim.Adam(trained, lr=1e-7, weight_decay=5e-4, **fused)
-    dims = (parts.neck.num_features, joint)
+    dims = (parts.neck.num_features, joint) if joint else (parts.neck.num_features,)
     weights = [torch.randn(request["batch"], dim, device=device) for dim in dims]
 
     def step():
         optimizer.zero_grad(set_to_none=True)
         with half:
-            f, g = features(images)
-        ((f.float() * weights[0]).sum() + (g * weights[1]).sum()).backward()
+            found = features(images)
+        sum((x.float() * weight).sum() for x, weight in zip(found, weights, strict=True)).backward()
         optimizer.step()
 
     start = time.perf_counter()

@@ -191,6 +191,50 @@ def test_every_erasing_setting_changes_the_rectangles():
         assert not np.array_equal(found, reference), setting
 
 
+def test_frames_of_a_clip_are_moved_alike(images, identity):
+    config = change(flip=0.5, pad=2, **identity)
+    still = np.repeat(images[:40], 4, axis=0)
+    found = np.asarray(augment(still, seed=0, step=0, config=config, frames=4))
+    clips = found.reshape(40, 4, HEIGHT, WIDTH, 3)
+    np.testing.assert_array_equal(clips, np.broadcast_to(clips[:, :1], clips.shape))
+    alone = np.asarray(augment(still, seed=0, step=0, config=config))
+    np.testing.assert_array_equal(clips[:, 0], alone[::4])
+    assert not np.array_equal(found, alone)
+
+
+def test_frames_of_a_clip_are_erased_each_by_itself(images):
+    config = change(erase_probability=0.5, erase_fill="zero")
+    found = augment(images, seed=0, step=0, config=config, frames=4)
+    np.testing.assert_array_equal(found, augment(images, seed=0, step=0, config=config))
+    erased = np.all(np.asarray(found) == 0, axis=-1).reshape(-1, 4, HEIGHT, WIDTH)
+    assert np.any(erased[:, 0] != erased[:, 1])
+
+
+def test_rectangles_have_a_colour_each(images, identity):
+    config = change(erase_probability=1.0, erase_fill="random", **identity)
+    found = np.asarray(augment(images, seed=0, step=0, config=config))
+    changed = np.any(np.abs(found - images) > 0.5, axis=-1)
+    colours = []
+    for image, mask in zip(found, changed, strict=True):
+        seen, times = np.unique(image[mask].round(), axis=0, return_counts=True)
+        assert times.max() == times.sum()
+        colours.append(seen[0])
+    colours = np.array(colours)
+    assert colours.min() >= 0 and colours.max() <= 255
+    assert stats.kstest(colours.ravel(), stats.uniform(0, 255).cdf).pvalue > 1e-4
+
+
+def test_place_as_tfclip_was_released():
+    """A rectangle begins where its own size says, is cut off, and is smaller on average."""
+    config = AugmentConfig(erase_probability=1.0, erase_area=(0.02, 0.2), erase_place="size")
+    draws = np.random.default_rng(0).random((3000, 203), np.float32)
+    top, left, tall, wide = boxes_of(draws, 256, 128, config).T
+    np.testing.assert_array_equal((top, left), (tall, wide))
+    assert (left.min(), top.min()) >= (13, 14)  # 14 and 15 in the specification's draws
+    seen = np.clip(256 - top, 0, tall) * np.clip(128 - left, 0, wide) / (256 * 128)
+    assert np.mean(seen) == pytest.approx(0.097, abs=0.002)
+
+
 def test_runs_in_float64(images):
     with jax.enable_x64(True):
         fine = augment(images[:32], seed=0, step=0, config=AugmentConfig(), dtype=np.float64)
@@ -216,6 +260,7 @@ def test_seed_and_step_do_not_recompile(images):
         ({"erase_aspect": 0}, "erase_aspect=0"),
         ({"pad": -1}, "pad=-1"),
         ({"erase_fill": "grey"}, "erase_fill='grey'"),
+        ({"erase_place": "corner"}, "erase_place='corner'"),
     ],
 )
 def test_wrong_settings_are_named(setting, message):

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from ccafl_jax.data.samplers import epoch_permutation, plan, shuffled_batches
+from ccafl_jax.data.samplers import epoch_permutation, plan, plan_groups, shuffled_batches
 
 
 def ragged_labels(num_classes, seed=0):
@@ -148,3 +148,53 @@ def test_epochs_and_seeds_have_their_own_order():
     assert not np.array_equal(base, epoch_permutation(50, seed=1, epoch=0))
     with pytest.raises(ValueError, match="0 images"):
         shuffled_batches(0, seed=0, epoch=0, batch=4)
+
+
+def grouped(labels, **changes):
+    options = {"seed": 0, "epoch": 0, "classes_per_batch": 3, "images_per_class": 4}
+    return plan_groups(labels, **options | changes)
+
+
+def test_groups_show_each_image_once():
+    labels = np.repeat(np.arange(6), [4, 9, 12, 17, 8, 5])
+    found = grouped(labels)
+    assert found.dtype == np.int32 and found.shape[1] == 12
+    for batch in found:
+        by_class = labels[batch].reshape(3, 4)
+        assert np.all(by_class == by_class[:, :1]) and len(set(by_class[:, 0])) == 3
+    shown = np.bincount(found.ravel(), minlength=len(labels))
+    assert shown.max() == 1
+    groups = np.bincount(labels[found[:, ::4]].ravel(), minlength=6)
+    limit = np.array([1, 2, 3, 4, 2, 1])
+    assert np.all(groups <= limit) and np.count_nonzero(limit - groups) < 3
+
+
+def test_a_class_with_few_images_repeats_them():
+    labels = np.repeat(np.arange(4), [2, 4, 4, 1])
+    found = grouped(labels, classes_per_batch=4)
+    assert found.shape == (1, 16)
+    by_class = {labels[rows[0]]: rows for rows in found.reshape(4, 4)}
+    assert set(by_class[0]) <= {0, 1} and set(by_class[3]) == {10}
+    assert sorted(by_class[1]) == [2, 3, 4, 5]
+
+
+def test_groups_depend_on_seed_and_epoch_alone():
+    labels = np.repeat(np.arange(8), 9)
+    first = grouped(labels)
+    np.testing.assert_array_equal(first, grouped(labels))
+    for changes in ({"seed": 1}, {"epoch": 1}):
+        other = grouped(labels, **changes)
+        assert first.shape != other.shape or not np.array_equal(first, other)
+    with pytest.raises(ValueError, match="it must be 1 to 8"):
+        grouped(labels, classes_per_batch=9)
+    with pytest.raises(ValueError, match="images_per_class 0 must be 1 or more"):
+        grouped(labels, images_per_class=0)
+
+
+def test_groups_have_all_classes_equally_often():
+    labels = np.repeat(np.arange(10), 8)
+    times = sum(
+        np.bincount(labels[grouped(labels, epoch=epoch)[:, ::4]].ravel(), minlength=10)
+        for epoch in range(200)
+    )
+    assert times.min() > 0.9 * times.max()

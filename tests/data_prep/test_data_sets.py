@@ -114,7 +114,8 @@ def write_raw(root, name):
                 lines.append(f"{path},{pid},{camera},{split}")
         (root / "manifest.csv").write_text("\n".join(lines) + "\n")
         return {"train": 12, "query": 2, "gallery": 3}
-    return write_synthetic_layout(root, name.removeprefix("synthetic_"))
+    layout = {"synthetic_tracklets": "mars"}.get(name, name.removeprefix("synthetic_"))
+    return write_synthetic_layout(root, layout)
 
 
 @pytest.mark.parametrize("name", LAYOUTS)

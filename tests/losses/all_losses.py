@@ -50,6 +50,7 @@ def all_losses(x: dict, rows: dict, const: dict) -> dict[str, jax.Array]:
     cam_of = const["cam_of"]
     camera = jnp.asarray(cam_of)[y]
     cluster = jnp.where(valid, jnp.asarray(const["pi"])[y], -1)
+    kept = jnp.where(valid, y, -1)
     weight = losses.camera_row_weights(camera, valid)
     per_camera = (losses.camera_mask(camera, cam_of), weight)
     k_mask = jnp.broadcast_to(const["k_used"], (y.shape[0], CLUSTERS))
@@ -69,6 +70,7 @@ def all_losses(x: dict, rows: dict, const: dict) -> dict[str, jax.Array]:
         "inter": losses.inter_contrast(f, cluster, const["mu"], const["k_used"]),
         "gid": losses.gid(f, y, x["W"], valid),
         "ical": losses.ical(f, y, x["W"], const["pi"], cam_of, valid),
+        "clips": sum(losses.clip_losses({"f": f}, {"f": 9 * f, "memory": f}, kept).values()),
         "camera_adversary": losses.camera_adversary(f, camera, x["W"][:3], valid),
     }
 

@@ -174,6 +174,7 @@ OPTIONS = {
     "augment.erase_area": ((0.3, 0.4), augmented),
     "augment.erase_aspect": (0.9, augmented),
     "augment.erase_fill": ("zero", augmented),
+    "augment.erase_place": ("size", augmented),
     "augment.mean": ((0.0, 0.0, 0.0), augmented),
     "augment.std": ((1.0, 1.0, 1.0), augmented),
     "model.pooling": ("mean", tower),

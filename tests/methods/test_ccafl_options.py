@@ -270,6 +270,7 @@ OPTIONS = {
     "augment.erase_area": ((0.1, 0.2), augmented),
     "augment.erase_aspect": (0.5, augmented),
     "augment.erase_fill": ("zero", augmented),
+    "augment.erase_place": ("size", augmented),
     "augment.mean": ((0.5, 0.5, 0.5), augmented),
     "augment.std": ((0.5, 0.5, 0.5), augmented),
     "reduce": ("mean_cam_mean", intra),

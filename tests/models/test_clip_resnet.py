@@ -32,18 +32,6 @@ def tower(config, tensors, *, stored=None, compute=None):
     ).visual
 
 
-def pool_every_token(pool, x):
-    """CLIP's attention pool as published: all tokens ask. Returns [tokens, batch, features]."""
-    batch, height, width, channels = x.shape
-    x = x.reshape(batch, height * width, channels)
-    x = jnp.concatenate([x.mean(1, keepdims=True), x], 1) + pool.positional_embedding[...]
-    split = (batch, -1, pool.heads, channels // pool.heads)
-    q, k, v = (p(x).reshape(split) for p in (pool.q_proj, pool.k_proj, pool.v_proj))
-    logits = jnp.einsum("bqhd,bkhd->bhqk", q, k) / (channels // pool.heads) ** 0.5
-    mixed = jnp.einsum("bhqk,bkhd->bqhd", jax.nn.softmax(logits), v)
-    return pool.c_proj(mixed.reshape(batch, -1, channels)).transpose(1, 0, 2)
-
-
 @pytest.fixture(scope="module")
 def visual():
     config = ResNetConfig(layers=(1, 1, 1, 1), width=8, image_size=(64, 32), last_stride=1)
@@ -80,7 +68,7 @@ def training(visual):
         def loss(params, x):
             model = nnx.merge(graphdef, params, stats, copy=True)
             third, fourth = model.encode(x, train=True)
-            tokens = pool_every_token(model.attnpool, fourth)
+            tokens = model.attnpool.all_tokens(fourth).transpose(1, 0, 2)
             value = jnp.sum(third * to_nhwc(data["probe_x3"]))
             value += jnp.sum(fourth * to_nhwc(data["probe_x4"]))
             value += jnp.sum(tokens * data["probe_xproj"])
@@ -141,7 +129,7 @@ def test_mean_token_alone_gives_the_same_gradient(visual):
         return jnp.sum(nnx.merge(graphdef, params)(x) * probe)
 
     def published(params, x):
-        return jnp.sum(pool_every_token(nnx.merge(graphdef, params), x)[0] * probe)
+        return jnp.sum(nnx.merge(graphdef, params).all_tokens(x)[:, 0] * probe)
 
     for a, b in zip(
         jax.tree.leaves(jax.jit(jax.grad(ours, (0, 1)))(params, feature_map)),

@@ -23,6 +23,7 @@ TINY = [
     "--config.data.synthetic_ids=16",
     "--config.evaluation.every=0",
 ]
+CALR = ["--config=configs/calr_synthetic.py:smoke", "--config.evaluation.every=0"]
 LIMIT = 600  # seconds; far more than it takes
 
 
@@ -36,10 +37,10 @@ def start(compiled):
     """Starts training commands; none outlives its test."""
     running = []
 
-    def begin(workdir, *more):
+    def begin(workdir, *more, recipe=TINY):
         # One device each, whatever the tests around this one use, and full optimisation.
         environment = os.environ | {"XLA_FLAGS": "", "PYTHONPATH": str(ROOT)}
-        command = [sys.executable, "scripts/train.py", *TINY, "--workdir", str(workdir)]
+        command = [sys.executable, "scripts/train.py", *recipe, "--workdir", str(workdir)]
         command += ["--compilation_cache", str(compiled), *map(str, more)]
         pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
         process = subprocess.Popen(command, cwd=ROOT, env=environment, **pipes)
@@ -101,6 +102,19 @@ def test_killed_in_training_the_same_command_goes_on(start, whole, tmp_path):
     while (tmp_path / "w" / "summary.json").exists():
         assert time.monotonic() < limit
         time.sleep(0.05)
+
+
+def test_calr_killed_in_both_stages_goes_on(start, tmp_path):
+    finish(start(tmp_path / "whole", recipe=CALR))
+    # Five cameras of two epochs each, then four epochs of all.
+    for lines in (3, 12):
+        process = start(tmp_path / "w", "--rerun", recipe=CALR)
+        wait_for(tmp_path / "w", lines)
+        process.kill()
+        process.communicate()
+    printed = finish(start(tmp_path / "w", "--rerun", recipe=CALR))
+    assert re.search(r"resumed after 10 local and [1-4] encoder", printed), printed
+    assert differences(outcome(tmp_path / "whole"), outcome(tmp_path / "w")) == []
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT], ids=lambda n: n.name)

@@ -65,6 +65,30 @@ def test_arrays_and_inputs_give_the_same_features_in_one_compilation(devices):
         extract(IMAGES[:0])
 
 
+@pytest.mark.parametrize("devices", [1, 4])
+def test_clips_have_a_feature_each(devices):
+    """Whatever the batch, clips are the rows that were chosen, with the camera of the first."""
+    clips = np.random.default_rng(1).integers(0, 19, (11, 3))
+    graphdef, params, stats = split_model(Linear())
+    mesh = make_mesh(devices)
+
+    def of_clips(model, images, cameras):
+        assert images.shape[1:] == (3, 2, 1, 3)
+        flat = images.reshape(-1, *images.shape[2:])
+        return (
+            forward(model, flat, 0 * flat[:, 0, 0, 0]).reshape(-1, 3, 4).mean(1)
+            + (cameras[:, None])
+        )
+
+    options = {"batch": 4, "mesh": mesh, "frames": 3}
+    extract = make_extractor(graphdef, of_clips, **options)
+    frames = np.asarray(forward(Linear(), IMAGES, 0 * CAMERAS))
+    expected = frames[clips].mean(1) + CAMERAS[clips[:, 0], None]
+    for images in (IMAGES, ResidentImages(IMAGES, mesh), StreamedImages(IMAGES, mesh)):
+        found = extract(params, stats, images, CAMERAS, chosen=clips)
+        np.testing.assert_allclose(found, expected, atol=1e-5)
+
+
 def test_extraction_stops_between_batches_where_asked_to():
     extract, mesh = extractor(1, batch=2)
     for images in (IMAGES, ResidentImages(IMAGES, mesh), StreamedImages(IMAGES, mesh)):

@@ -82,6 +82,7 @@ LAYOUTS: dict[str, Layout] = {
     "manifest": Layout(read_manifest, select_parts),
     "market_like": Layout(read_market, select_parts),
     "synthetic": Layout(read_market, select_parts),
+    "synthetic_tracklets": Layout(read_mars, select_parts, "video"),
 }
 
 

@@ -7,9 +7,8 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from ccafl_jax import numerics
 from ccafl_jax.models.clip.config import TextConfig, ViTConfig
-from ccafl_jax.models.layers import Compute, LayerNorm, Linear, attend_once
+from ccafl_jax.models.layers import Compute, LayerNorm, Linear, attend, attend_once
 
 FUSED_FROM = 64  # tokens: cuDNN's tiles are as long, and shorter texts would leave them empty
 
@@ -88,22 +87,32 @@ class Block(nnx.Module):
 
     def attend(self, x: jax.Array) -> jax.Array:
         """Self-attention of normalised tokens: float[n, length, width] to the same shape."""
-        n, length, width = x.shape
-        heads, precision = self.heads, self.compute.products
-        qkv = self.in_proj(x).reshape(n, length, 3, heads, width // heads)
-        query, key, value = qkv[:, :, 0], qkv[:, :, 1], qkv[:, :, 2]
-        if self.compute.attention == "cudnn" and length >= FUSED_FROM:
-            mixed = fused_attention(query, key, value, causal=self.causal)
-            return self.out_proj(mixed.reshape(n, length, width))
-        query = query * (width // heads) ** -0.5
-        logits = jnp.einsum("nqhd,nkhd->nhqk", query, key, precision=precision)
-        logits = numerics.at_least_float32(logits)
-        if self.causal:
-            visible = jnp.tril(jnp.ones((length, length), bool))
-            logits = jnp.where(visible, logits, numerics.NEG)
-        weight = jax.nn.softmax(logits, axis=-1).astype(x.dtype)
-        mixed = jnp.einsum("nhqk,nkhd->nqhd", weight, value, precision=precision)
-        return self.out_proj(mixed.reshape(n, length, width))
+        return attend_all(self.in_proj, self.out_proj, x, heads=self.heads, causal=self.causal)
+
+
+def attend_all(
+    in_proj: Linear, out_proj: Linear, x: jax.Array, *, heads: int, causal: bool = False
+) -> jax.Array:
+    """Self-attention of all tokens.
+
+    Args:
+      in_proj: to queries, keys and values side by side, head by head inside each.
+      out_proj: of what the heads have mixed; its arithmetic is that of the attention.
+      x: float[n, length, width].
+      heads: attention heads; they divide the width.
+      causal: whether a position sees earlier ones and itself only.
+
+    Returns:
+      The same shape.
+    """
+    query, key, value = jnp.split(in_proj(x), 3, axis=-1)
+    compute = out_proj.compute
+    if compute.attention == "cudnn" and x.shape[1] >= FUSED_FROM:
+        by_head = (*x.shape[:2], heads, x.shape[2] // heads)
+        parts = (part.reshape(by_head) for part in (query, key, value))
+        return out_proj(fused_attention(*parts, causal=causal).reshape(x.shape))
+    options = {"heads": heads, "precision": compute.products, "causal": causal}
+    return out_proj(attend(query, key, value, **options))
 
 
 def build_blocks(

@@ -59,6 +59,11 @@ class MarsConfig(VideoConfig):
     distractors: float = 1.0
 
 
+def training_walks(*, seed: int, train_ids: int) -> MarsConfig:
+    """The settings of a set to train on, with half as many people to test."""
+    return MarsConfig(seed=seed, train_ids=train_ids, test_ids=max(1, train_ids // 2), frames=16)
+
+
 def blueprint(config: MarsConfig) -> Blueprint:
     """Names every picture and info file of a set."""
     train = draw_tracklets(config, identities(config.train_ids, odd=True), test=False)

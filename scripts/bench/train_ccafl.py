@@ -1,24 +1,34 @@
-"""What train.py measures of one network and dtype, in a process of its own."""
+"""What train.py measures of CCAFL: one network and dtype, in a process of its own."""
 
-import contextlib
 import dataclasses
 import itertools
-import math
-import statistics
-import sys
-import time
-from collections.abc import Callable, Iterator
-from typing import Any, NamedTuple
+from typing import Any
 
 import encoders
 import jax
 import jax.numpy as jnp
 import numpy as np
+import train_steps
 from flax import nnx
-from measuring import machine, peak_bytes, spread
+from measuring import machine, peak_bytes
+from train_steps import (
+    CAMERAS,
+    IMAGES,
+    RATE,
+    Stepper,
+    Work,
+    attempt,
+    bare_step,
+    brief,
+    copied,
+    evaluation,
+    people_features,
+    repeated,
+    say,
+    streaming,
+)
 
 from ccafl_jax.data.labels import IntraCameraLabels, intra_camera_labels
-from ccafl_jax.evaluation.ranking import rank
 from ccafl_jax.methods.ccafl import memories, prompts
 from ccafl_jax.methods.ccafl.config import (
     CCAFLConfig,
@@ -46,37 +56,16 @@ from ccafl_jax.models.prompts import (
     template_from_ids,
 )
 from ccafl_jax.training.features import feature_extractor
-from ccafl_jax.training.inputs import ImageInput, ResidentImages, StreamedImages
-from ccafl_jax.training.optimizers import apply_scaled, bias_factors
+from ccafl_jax.training.inputs import ImageInput, ResidentImages
+from ccafl_jax.training.optimizers import bias_factors
 from ccafl_jax.training.sharding import make_mesh, replicate
-from ccafl_jax.training.state import FlatDict, batch_stats_of, merge_model, split_model
+from ccafl_jax.training.state import FlatDict, split_model
 
-IDENTITIES, CAMERAS, CLASSES, IMAGES = 751, 6, 3262, 12_936  # of Market-1501's training set
-QUERIES, GALLERY, TESTED = 3368, 15_913, 750
+IDENTITIES, CLASSES = 751, 3262  # of Market-1501's training set
 TEXT = TextConfig(vocab=49_408, context=77, width=512, heads=8, layers=12)
 TINY_TEXT = TextConfig(vocab=64, context=16, width=32, heads=2, layers=2)
 SENTENCE = (1, 2, 3, 4, 5, 0, 0, 0, 0, 6, 7, 8)  # as long as CLIP's; 0 stands for X
 PROMPT_EPOCHS = {"RN50": 60, "ViT-B/16": 120}  # of the recipes
-RATE = 1e-7  # so small that random weights stay as they are
-
-Batches = Iterator[tuple]
-
-
-class Work(NamedTuple):
-    """A network and how it is measured; see the options of train.py."""
-
-    network: str
-    dtype: str
-    attention: str
-    classes: int
-    images: int
-    phases: list[str]
-    inputs: list[str]
-    steps: int
-    repeats: int
-    scale: float
-    extracted: int | None
-    tiny: bool
 
 
 @dataclasses.dataclass(frozen=True)
@@ -105,72 +94,19 @@ class Setup:
         return self.clip.config.embed_dim
 
 
-class Stepper:
-    """A compiled step that goes on and on, timed in windows.
-
-    Attributes:
-      about: what is known of the step without running it.
-    """
-
-    def __init__(self, step: Callable, state: Any, batches: Batches, rows: int):
-        """Compiles and warms up.
-
-        Args:
-          step: jitted, (state, *batch) -> (state, metrics); consumes the state.
-          state: at the start.
-          batches: what else the step takes, time after time.
-          rows: images of a batch.
-        """
-        self._batches, self._rows = batches, rows
-        first = next(batches)
-        start = time.perf_counter()
-        lowered = step.lower(state, *first)
-        self._compiled = lowered.compile()
-        self.about = {
-            "compile_seconds": time.perf_counter() - start,
-            "flops": encoders.compiler_flops(lowered),
-            "flops_of_executable": encoders.compiler_flops(self._compiled),
-            "planned_bytes": encoders.planned_bytes(self._compiled),
-        }
-        self._state, self._metrics = self._compiled(state, *first)
-        self._seconds, self._sent = [], 0.0
-        self.window(1)
-        self._seconds, self._sent = [], 0.0
-
-    def window(self, steps: int) -> float:
-        """Seconds of a step, of so many that are dispatched before the last is waited for."""
-        jax.block_until_ready(self._state)
-        start = time.perf_counter()
-        for batch in itertools.islice(self._batches, steps):
-            self._state, self._metrics = self._compiled(self._state, *batch)
-        self._sent += (time.perf_counter() - start) / steps
-        jax.block_until_ready((self._state, self._metrics))
-        self._seconds.append((time.perf_counter() - start) / steps)
-        return self._seconds[-1]
-
-    def figures(self) -> dict[str, Any]:
-        """Of all windows so far."""
-        metrics = {name: float(value) for name, value in self._metrics.items()}
-        if not all(map(math.isfinite, metrics.values())):
-            raise FloatingPointError(f"not finite, so their speed means nothing: {metrics}")
-        flops = self.about["flops"] or self.about["flops_of_executable"]
-        seconds = spread(self._seconds)
-        return self.about | {
-            "seconds": seconds,
-            "steps_per_second": 1 / seconds["median"],
-            "images_per_second": self._rows / seconds["median"],
-            "flop_rate": flops and flops / seconds["median"],
-            # Near 1, the device waits for Python.
-            "dispatch_share": self._sent / sum(self._seconds),
-            "device_peak_bytes": (jax.devices()[0].memory_stats() or {}).get("peak_bytes_in_use"),
-            "metrics": metrics,
-        }
-
-
 def measure(work: Work) -> dict[str, Any]:
     """All figures of a work, with a line on stderr for each as soon as it is there."""
     setup = prepare(work)
-    bare = bare_step(setup)
+    bare = bare_step(
+        work,
+        setup.graphdef,
+        setup.params,
+        setup.batch_stats,
+        setup.images,
+        tx=encoder_optimizer(setup.config, list(setup.params)),
+        factors=bias_factors(list(setup.params), setup.config.optimizer.bias_lr_factor),
+        dims=(setup.features.shape[1], setup.embed_dim),
+    )
     bare.window(work.steps)
     say(f"bare: {brief(bare.figures())}")
     steps: dict[str, dict[str, Any]] = {}
@@ -195,39 +131,14 @@ def measure(work: Work) -> dict[str, Any]:
         "phases": steps,
     }
     if "streaming" in work.inputs:
-        found["streaming"] = streaming(setup, bare, steps)
+        found["streaming"] = streaming(
+            lambda name, images: phase_figures(setup, name, bare, images), setup.images, steps
+        )
     found["epoch"] = epoch_parts(setup)
     found["peak_bytes"] = peak_bytes()
     found["projection"] = projection(setup.config, found)
     say(f"schedule, projected: {found['projection']}")
     return found
-
-
-def attempt(name: str, figures: Callable[[], dict[str, Any]]) -> dict[str, Any]:
-    """Figures of a step, or why there are none; the other steps still run."""
-    try:
-        found = figures()
-    except Exception as error:  # memory, mostly
-        found = {"error": f"{type(error).__name__}: {error}".splitlines()[0][:300]}
-    say(f"{name}: {brief(found)}")
-    return found
-
-
-def brief(step: dict[str, Any]) -> str:
-    """The main figures of a step in a line."""
-    if "error" in step:
-        return f"failed: {step['error']}"
-    keys = ("images_per_second", "flop_rate", "over_bare", "input_wait_share", "dispatch_share")
-    keys += ("planned_bytes", "device_peak_bytes", "compile_seconds")
-    seconds = ", ".join(f"{key} {1e3 * value:.4g}" for key, value in step["seconds"].items())
-    return f"ms {seconds}; " + ", ".join(
-        f"{key} {step[key]:.4g}" for key in keys if step.get(key) is not None
-    )
-
-
-def say(text: str) -> None:
-    """A line for whoever watches; the figures themselves are the last line of stdout."""
-    print(f"  {text}", file=sys.stderr, flush=True)
 
 
 def prepare(work: Work) -> Setup:
@@ -282,86 +193,31 @@ def people(scale: float) -> tuple[np.ndarray, np.ndarray]:
     return pair // CAMERAS, pair % CAMERAS
 
 
-def people_features(pid: np.ndarray, dim: int, *, seed: int) -> np.ndarray:
-    """L2-normalised features around a centre for each identity, float32[images, dim]."""
-    rng = np.random.default_rng(seed)
-    centre = rng.standard_normal((pid.max() + 1, dim), np.float32)
-    features = 2 * rng.standard_normal((len(pid), dim), np.float32) + centre[pid]
-    return features / np.linalg.norm(features, axis=1, keepdims=True)
-
-
-def bare_step(setup: Setup) -> Stepper:
-    """Forward, backward and Adam of the image model on one ready batch."""
-    config, paths = setup.config, list(setup.params)
-    tx = encoder_optimizer(config, paths)
-    factors = bias_factors(paths, config.optimizer.bias_lr_factor)
-
-    def step(state, images, weights, learning_rate):
-        params, batch_stats, opt_state = state
-
-        def loss_fn(params):
-            model = merge_model(setup.graphdef, params, batch_stats)
-            both = model(images, train=True)
-            loss = sum(jnp.vdot(x, weight) for x, weight in zip(both, weights, strict=True))
-            return loss, batch_stats_of(model)
-
-        (loss, batch_stats), gradients = jax.value_and_grad(loss_fn, has_aux=True)(params)
-        updates, opt_state = tx.update(gradients, opt_state, params)
-        params = apply_scaled(params, updates, learning_rate=learning_rate, factors=factors)
-        return (params, batch_stats, opt_state), {"total": loss}
-
-    rows = setup.work.classes * setup.work.images
-    dims = (setup.features.shape[1], setup.embed_dim)
-    given = (
-        encoders.draw((rows, *setup.images.shape[1:]), jnp.float32, 0),
-        [encoders.draw((rows, dim), jnp.float32, 1 + i) for i, dim in enumerate(dims)],
-        np.float32(RATE),
-    )
-    params, batch_stats = copied((setup.params, setup.batch_stats))
-    state = (params, batch_stats, tx.init(params))
-    state, *given = replicate((state, *given), setup.mesh)
-    return Stepper(jax.jit(step, donate_argnums=0), state, itertools.repeat(given), rows)
-
-
 def phase_figures(
     setup: Setup, name: str, bare: Stepper, images: ImageInput | None = None
 ) -> dict[str, Any]:
-    """A phase of stages 2 and 3, its windows in turn with those of the bare step.
-
-    Args:
-      setup: what is measured.
-      name: of the phase.
-      bare: the bare step.
-      images: the input; that of the setup when None.
-    """
-    work, phase, images = setup.work, phase_named(name), images or setup.images
+    """Figures of a phase of stages 2 and 3, with the images of the setup or others."""
+    config, phase, images = setup.config, phase_named(name), images or setup.images
     context, state = begun(setup, phase)
     step = make_step(
         setup.graphdef,
         list(setup.params),
         phase,
-        setup.config,
+        config,
         mesh=setup.mesh,
         resident=images.resident,
     )
-    plan = memories.batch_plan(setup.config, phase, 0, setup.labels.label, clusters(setup))
-    plan = np.resize(plan, (2 + work.steps * work.repeats, plan.shape[1]))
-    before = images.wait_seconds
-    with contextlib.closing(images.batches(plan)) as batches:
-        given = ((context, *batch, np.float32(RATE)) for batch in batches)
-        stepper = Stepper(step, state, given, plan.shape[1])
-        started = images.wait_seconds
-        seconds, beside = [], []
-        for _ in range(work.repeats):
-            beside.append(bare.window(work.steps))
-            seconds.append(stepper.window(work.steps))
-    # The first batches of an epoch are waited for once.
-    epoch = setup.config.schedule.iterations * statistics.median(seconds)
-    once = (started - before) / epoch
-    return stepper.figures() | {
-        "over_bare": statistics.median(seconds) / statistics.median(beside),
-        "input_wait_share": once + (images.wait_seconds - started) / (work.steps * sum(seconds)),
-    }
+    plan = memories.batch_plan(config, phase, 0, setup.labels.label, clusters(setup))
+    return train_steps.phase_figures(
+        setup.work,
+        step,
+        state,
+        context,
+        plan,
+        images,
+        bare,
+        iterations=config.schedule.iterations,
+    )
 
 
 def phase_named(name: str) -> Phase:
@@ -428,28 +284,6 @@ def prompt_step(setup: Setup) -> dict[str, Any]:
     return stepper.figures()
 
 
-def copied(tree: Any) -> Any:
-    """Arrays of their own, which a step may consume."""
-    return jax.tree.map(jnp.copy, tree)
-
-
-def streaming(setup: Setup, bare: Stepper, resident: dict[str, dict[str, Any]]) -> dict[str, Any]:
-    """The first encoder phase that was measured, with decoded images streamed from the host.
-
-    `input_wait_share` is too high here: Python also waits for batches while the device still has
-    steps to do. `slower` is the share of the time that streaming adds.
-    """
-    names = [name for name, step in resident.items() if "over_bare" in step]
-    if not names:
-        return {"error": "no phase was measured with resident images"}
-    name = names[0]
-    images = StreamedImages(np.asarray(setup.images.images), setup.mesh)
-    found = attempt(f"{name}, streaming", lambda: phase_figures(setup, name, bare, images))
-    if "error" not in found:
-        found["slower"] = max(0.0, 1 - resident[name]["over_bare"] / found["over_bare"])
-    return {"phase": name} | found
-
-
 def epoch_parts(setup: Setup) -> dict[str, Any]:
     """Seconds of what stands between the steps of two epochs."""
     config, labels = setup.config, setup.labels
@@ -483,43 +317,10 @@ def epoch_parts(setup: Setup) -> dict[str, Any]:
         "extraction_seconds": len(setup.images) * extraction["median"] / count,
         "association_seconds": association,
         "memory_seconds": repeated(rebuilt, setup.work.repeats),
-        "evaluation": evaluation(setup),
+        "evaluation": evaluation(setup.work, setup.features.shape[1]),
     }
     say(f"between epochs: {found}")
     return found
-
-
-def evaluation(setup: Setup) -> dict[str, Any]:
-    """Images of a test set and the seconds of its ranking."""
-    queries, gallery, identities = (
-        max(8, round(setup.work.scale * n)) for n in (QUERIES, GALLERY, TESTED)
-    )
-    rng = np.random.default_rng(1)
-    pid = np.concatenate([np.arange(queries), np.arange(gallery)]) % identities
-    camid = rng.integers(0, CAMERAS, len(pid))
-    features = jnp.asarray(people_features(pid, setup.features.shape[1], seed=1))
-    ranking = repeated(
-        lambda: rank(
-            features[:queries],
-            features[queries:],
-            pid[:queries],
-            pid[queries:],
-            camid[:queries],
-            camid[queries:],
-        ).summary(),
-        setup.work.repeats,
-    )
-    return {"images": queries + gallery, "ranking_seconds": ranking}
-
-
-def repeated(function: Callable[[], Any], repeats: int) -> dict[str, float]:
-    """Spread of the seconds of calls after a first one, which compiles."""
-    seconds = []
-    for _ in range(1 + repeats):
-        start = time.perf_counter()
-        jax.block_until_ready(function())
-        seconds.append(time.perf_counter() - start)
-    return spread(seconds[1:])
 
 
 def projection(config: CCAFLConfig, found: dict[str, Any]) -> dict[str, Any]:

@@ -1,0 +1,1 @@
+"""TF-CLIP: supervised video re-identification with a memory of CLIP's features, without texts."""
