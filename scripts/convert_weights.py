@@ -1,4 +1,4 @@
-"""Converts PyTorch checkpoints: a trained model of CLIP-ReID, CCAFL, CALR or TF-CLIP, or
+"""Converts PyTorch checkpoints: a trained model of CLIP-ReID, CCAFL, CALR, TF-CLIP or CCLNet, or
 weights.
 
 A trained model becomes a run folder for scripts/evaluate.py and scripts/export.py. With
@@ -37,6 +37,9 @@ examples:
     python scripts/evaluate.py --workdir runs/tfclip_mars --root MARS_DIR --dataset mars
     python scripts/evaluate.py --workdir runs/tfclip_mars --root MARS_DIR --dataset mars \\
         --clips spread
+  CCLNet, its models of stage 0 and of stage 2 alike
+    python scripts/convert_weights.py --checkpoint model_best.pth --out runs/cclnet_sysu \\
+        --image-size 288 144
   a CLIP that is published as a pickled file, to train from
     python scripts/convert_weights.py --checkpoint pytorch_model.bin \\
         --to-safetensors CLIP_DIR/model.safetensors

@@ -1,4 +1,4 @@
-"""Models published with CLIP-ReID, CCAFL, CALR and TF-CLIP, as models of this library."""
+"""Models published with CLIP-ReID, CCAFL, CALR, TF-CLIP and CCLNet, as models of this library."""
 
 import dataclasses
 import pathlib
@@ -18,7 +18,11 @@ from ccafl_jax.deploy.published import (
 from ccafl_jax.deploy.run_folder import write_run
 from ccafl_jax.deploy.torch_checkpoint import Checkpoint
 from ccafl_jax.models.clip.config import ResNetConfig
-from ccafl_jax.models.reid_weights import load_calr_tensors, load_reid_tensors
+from ccafl_jax.models.reid_weights import (
+    load_calr_tensors,
+    load_cclnet_tensors,
+    load_reid_tensors,
+)
 from ccafl_jax.models.video_weights import load_video_tensors
 from ccafl_jax.training.state import split_model
 
@@ -43,7 +47,7 @@ class Converted:
 
     Attributes:
       bundle: the model of this library.
-      kind: "CCAFL", "CALR", "TF-CLIP" or "CLIP-ReID".
+      kind: "CCAFL", "CALR", "TF-CLIP", "CCLNet" or "CLIP-ReID".
       passed_over: what of the file was not used: what it is -> names.
     """
 
@@ -101,6 +105,8 @@ def convert(
             passed_over = load_video_tensors(model, checkpoint)
         elif kind == "CALR":
             passed_over = load_calr_tensors(model, checkpoint)
+        elif kind == "CCLNet":
+            passed_over = load_cclnet_tensors(model, checkpoint)
         else:
             resnet = isinstance(config.vision, ResNetConfig)
             unused = PASSED_OVER | (PASSED_OVER_BY_RESNETS if resnet else {})

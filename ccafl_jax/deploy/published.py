@@ -1,4 +1,4 @@
-"""Sizes of the models of CLIP-ReID, CCAFL, CALR and TF-CLIP, told from names and shapes.
+"""Sizes of the models of CLIP-ReID, CCAFL, CALR, TF-CLIP and CCLNet, told from names and shapes.
 
 What names and shapes do not say (the input size, the factor of the camera embedding) is asked for,
 and nothing is guessed where two answers fit.
@@ -20,6 +20,8 @@ from ccafl_jax.models.video import VideoConfig
 from ccafl_jax.training.description import ModelConfig, Preprocess
 
 TOWER = "image_encoder."
+TRUNK = "base_resnet.base."
+"""Of CCLNet's models: the tower whose stages both modalities share."""
 CAMERA_SCALE = 1.0
 """Factor of the camera embedding.
 
@@ -62,12 +64,14 @@ def infer_reid_config(
         and `stride` is not given, or an option that this kind of model does not have.
 
     Source: CLIP-ReID (evaluation with the features before the neck, `[feature, projection]`) and
-      the codes published for CCAFL (GeM and one neck) and CALR (a ResNet of ImageNet).
+      the codes published for CCAFL (GeM and one neck), CALR (a ResNet of ImageNet) and CCLNet
+      (a stem for each modality).
     """
     if activation not in (None, *ACTIVATIONS):
         raise ValueError(f"activation is {activation!r}; choose one of {ACTIVATIONS}")
-    if published_as(tensors) == "CALR":
-        return _infer_calr(
+    others = {"CALR": _infer_calr, "CCLNet": _infer_cclnet}.get(published_as(tensors))
+    if others:
+        return others(
             tensors,
             image_size,
             stride=stride,
@@ -151,8 +155,11 @@ def infer_video_config(
 def published_as(tensors: Mapping[str, np.ndarray]) -> str:
     """Whose model it is.
 
-    CALR's tower is a sequence, TF-CLIP has its diffusion, and of the others CCAFL's has `gap.p`.
+    CALR's tower is a sequence, CCLNet has a stem for infrared images, TF-CLIP its diffusion, and of
+    the others CCAFL's has `gap.p`.
     """
+    if any(name.startswith("thermal_module.") for name in tensors):
+        return "CCLNet"
     if any(name.startswith("TMD.") for name in tensors):
         return "TF-CLIP"
     if f"{SEQUENTIAL['conv1']}.weight" in tensors:
@@ -203,15 +210,41 @@ def _infer_calr(
     return ReIDConfig(vision=vision, embed_dim=0, activation="", heads=heads)
 
 
+def _infer_cclnet(
+    tensors: Mapping[str, np.ndarray],
+    image_size: tuple[int, int],
+    *,
+    stride: int | None,
+    feature: str | None,
+    **others: object,
+) -> ReIDConfig:
+    for name, value in others.items():
+        if value is not None:
+            option = "--" + name.replace("_", "-")
+            raise ValueError(f"the image tower is a ResNet with two stems; drop {option}")
+    return ReIDConfig(
+        vision=_infer_resnet(tensors, image_size, stride, tower=TRUNK),
+        embed_dim=_shape(tensors, f"{TRUNK}attnpool.c_proj.bias", 1)[0],
+        activation="quick_gelu",
+        heads=HeadConfig(pooling="cubic", feature=feature or "neck"),
+        dual_stream=True,
+    )
+
+
 def _infer_resnet(
-    tensors: Mapping[str, np.ndarray], image_size: tuple[int, int], stride: int | None
+    tensors: Mapping[str, np.ndarray],
+    image_size: tuple[int, int],
+    stride: int | None,
+    *,
+    tower: str = TOWER,
 ) -> ResNetConfig:
+    prefix = re.escape(tower)
     base = ResNetConfig(
-        layers=tuple(_count(tensors, rf"{TOWER}layer{stage}\.(\d+)\..*") for stage in range(1, 5)),
-        width=_shape(tensors, f"{TOWER}layer1.0.bn1.weight", 1)[0],
+        layers=tuple(_count(tensors, rf"{prefix}layer{stage}\.(\d+)\..*") for stage in range(1, 5)),
+        width=_shape(tensors, f"{tower}layer1.0.bn1.weight", 1)[0],
         image_size=(32, 32),
     )
-    table = f"{TOWER}attnpool.positional_embedding"
+    table = f"{tower}attnpool.positional_embedding"
     rows = _shape(tensors, table, 2)[0]
     return _with_stride(base, "last_stride", (1, 2), image_size, stride, table, rows)
 
@@ -316,7 +349,7 @@ def _shape(tensors: Mapping[str, np.ndarray], name: str, axes: int) -> tuple[int
     if name not in tensors:
         raise ValueError(
             f"tensor {name} is missing, which tells the sizes of the model; pass the whole "
-            "checkpoint of a trained CLIP-ReID, CCAFL, CALR or TF-CLIP model"
+            "checkpoint of a trained CLIP-ReID, CCAFL, CALR, TF-CLIP or CCLNet model"
         )
     shape = np.shape(tensors[name])
     if len(shape) != axes:
@@ -343,5 +376,5 @@ def _no_tower(tensors: Mapping[str, np.ndarray]) -> str:
         )
     return (
         f"no tensor is named {TOWER}*, but e.g. {sorted(tensors)[:3]}; expected a trained "
-        "CLIP-ReID, CCAFL, CALR or TF-CLIP model"
+        "CLIP-ReID, CCAFL, CALR, TF-CLIP or CCLNet model"
     )
