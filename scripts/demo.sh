@@ -3,6 +3,7 @@
 #
 #   bash scripts/demo.sh            CCAFL, minutes on two CPU cores
 #   bash scripts/demo.sh calr       CALR, likewise
+#   bash scripts/demo.sh cclnet     CCLNet, likewise, on the same people in visible and infrared
 #   bash scripts/demo.sh --smoke    every stage and phase, a few steps each, tiny data
 #   bash scripts/demo.sh --bench    four times the steps, up to half an hour (CCAFL)
 #
@@ -14,15 +15,17 @@ source "$(dirname "${BASH_SOURCE[0]}")/environment.sh"
 
 recipe=configs/ccafl_demo.py
 run=runs/demo
-if [ "${1:-}" = calr ]; then
-  recipe=configs/calr_synthetic.py
-  run=runs/demo_calr
-  shift
-fi
+case "${1:-}" in
+  calr | cclnet)
+    recipe="configs/$1_synthetic.py"
+    run="runs/demo_$1"
+    shift
+    ;;
+esac
 variant=""
 case "${1:-}" in
   --smoke | --bench) variant="${1#--}"; shift ;;
-  --help | -h) sed -n '2,14s/^# \{0,1\}//p' scripts/demo.sh; exit 0 ;;
+  --help | -h) sed -n '2,15s/^# \{0,1\}//p' scripts/demo.sh; exit 0 ;;
 esac
 again="--rerun"
 for word in "$@"; do

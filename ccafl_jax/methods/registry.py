@@ -10,6 +10,7 @@ from ccafl_jax.options import from_mapping, require_choice
 METHODS = {
     "ccafl": ("CCAFLConfig", "intra-camera supervised"),
     "calr": ("CALRConfig", "unsupervised"),
+    "cclnet": ("CCLNetConfig", "unsupervised, visible-infrared"),
 }
 """By name: the class of options in `methods.NAME.config`, and what it learns from."""
 
