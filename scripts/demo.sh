@@ -4,6 +4,7 @@
 #   bash scripts/demo.sh            CCAFL, minutes on two CPU cores
 #   bash scripts/demo.sh calr       CALR, likewise
 #   bash scripts/demo.sh tfclip     TF-CLIP, likewise, on walks of the same people
+#   bash scripts/demo.sh cclnet     CCLNet, likewise, on the same people in visible and infrared
 #   bash scripts/demo.sh --smoke    every stage and phase, a few steps each, tiny data
 #   bash scripts/demo.sh --bench    four times the steps, up to half an hour (CCAFL)
 #
@@ -16,7 +17,7 @@ source "$(dirname "${BASH_SOURCE[0]}")/environment.sh"
 recipe=configs/ccafl_demo.py
 run=runs/demo
 case "${1:-}" in
-  calr | tfclip)
+  calr | tfclip | cclnet)
     recipe="configs/$1_synthetic.py"
     run="runs/demo_$1"
     shift
@@ -25,7 +26,7 @@ esac
 variant=""
 case "${1:-}" in
   --smoke | --bench) variant="${1#--}"; shift ;;
-  --help | -h) sed -n '2,15s/^# \{0,1\}//p' scripts/demo.sh; exit 0 ;;
+  --help | -h) sed -n '2,16s/^# \{0,1\}//p' scripts/demo.sh; exit 0 ;;
 esac
 again="--rerun"
 for word in "$@"; do

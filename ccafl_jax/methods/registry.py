@@ -11,6 +11,7 @@ METHODS = {
     "ccafl": ("CCAFLConfig", "intra-camera supervised"),
     "calr": ("CALRConfig", "unsupervised"),
     "tfclip": ("TFCLIPConfig", "supervised, video"),
+    "cclnet": ("CCLNetConfig", "unsupervised, visible-infrared"),
 }
 """By name: the class of options in `methods.NAME.config`, and what it learns from."""
 

@@ -45,6 +45,8 @@ def summary_rows(summary: Mapping) -> list[tuple[str, Mapping[str, Any]]]:
         "inter": "after stage 3 (inter)",
         "global": "after stage 2 (global)",
         "clips": "after training",
+        "prepare": "after stage 0 (prepare)",
+        "train": "after stage 2 (train)",
     }
     rows += [(names[s["name"]], s) for s in summary["stages"] if s["name"] in names]
     return rows

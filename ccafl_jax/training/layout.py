@@ -25,7 +25,7 @@ REPLICATED: Rules = ((r"", PartitionSpec()),)
 
 BY_CLASS: Rules = (
     (
-        r"^(classifier|memory/(centroids|instances|clusters)|classifier_opt/.*/(mu|nu))$",
+        r"^(classifier|memory/(centroids|instances|clusters|visible|infrared)|classifier_opt/.*/(mu|nu))$",
         PartitionSpec("data"),
     ),
     *REPLICATED,

@@ -1,0 +1,1 @@
+"""CCLNet: unsupervised re-identification between visible and infrared cameras."""
