@@ -95,8 +95,8 @@ def augment(
 ) -> jax.Array:
     """Augments and normalises one batch.
 
-    The frames of a clip are flipped and cropped alike, by the draws of the first, and each is
-    erased by its own.
+    The frames of a clip are flipped, cropped and greyed alike, by the draws of the first, and each
+    is erased by its own.
 
     Args:
       images: uint8[b, H, W, 3].
@@ -119,18 +119,14 @@ def augment(
     step_key = jax.random.fold_in(jax.random.key(seed), step)
     keys = jax.vmap(lambda row: jax.random.fold_in(step_key, row))(rows)
     draws = jax.vmap(lambda key: _row_draws(key, config))(keys)
+    first = jnp.arange(images.shape[0]) // frames * frames  # of the clip that each is a frame of
     if config.grey:
-        images = jnp.where(
-            _is_grey(keys, coloured, config)[:, None, None, None], grey(images), images
-        )
+        is_grey = _is_grey(keys[first], coloured, config)
+        images = jnp.where(is_grey[:, None, None, None], grey(images), images)
     height, width = images.shape[1:3]
     boxes = jax.vmap(lambda draw: erase_box(draw, height, width, config))(draws["erase"])
-    move = draws["move"]
-    if frames > 1:
-        of_clip = move.reshape(-1, frames, move.shape[-1])[:, :1]
-        move = jnp.broadcast_to(of_clip, (of_clip.shape[0], frames, move.shape[-1]))
-        move = move.reshape(draws["move"].shape)
-    moved = jax.vmap(functools.partial(flip_and_crop, config=config))(images, move)
+    move = functools.partial(flip_and_crop, config=config)
+    moved = jax.vmap(move)(images, draws["move"][first])
     normalised = normalize(moved, config.mean, config.std, dtype=dtype)
     if config.erase_fill == "random":
         colour = _below(draws["colour"], 256).astype(jnp.uint8)

@@ -192,7 +192,7 @@ def test_every_erasing_setting_changes_the_rectangles():
 
 
 def test_frames_of_a_clip_are_moved_alike(images, identity):
-    config = change(flip=0.5, pad=2, **identity)
+    config = change(flip=0.5, pad=2, grey=0.5, **identity)
     still = np.repeat(images[:40], 4, axis=0)
     found = np.asarray(augment(still, seed=0, step=0, config=config, frames=4))
     clips = found.reshape(40, 4, HEIGHT, WIDTH, 3)
