@@ -170,7 +170,7 @@ class StandIn(nnx.Module):
         self.stem = Linear(3 * HEIGHT * WIDTH, DIM, dtype)
         self.attnpool = Linear(DIM, EMBED, dtype)
         self.neck = BNNeck(DIM, param_dtype=dtype)
-        self.heads = HeadConfig()
+        self.heads, self.kinds = HeadConfig(), 0
         set_bn_group(self, bn_group)
 
     def __call__(self, images, cameras, *, train):

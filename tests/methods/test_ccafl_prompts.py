@@ -6,6 +6,7 @@ import pytest
 
 from ccafl_jax.methods.ccafl import prompts
 from ccafl_jax.methods.ccafl.config import PromptsConfig
+from ccafl_jax.methods.class_texts import make_class_texts
 from ccafl_jax.models.clip import weights
 from ccafl_jax.models.prompts import template_embeddings, template_from_ids
 from ccafl_jax.training.state import split_model
@@ -93,7 +94,7 @@ def test_options_change_the_loop(published):
 
 def test_class_texts_are_the_features_of_single_prompts(published):
     graphdef, template, context, state = published[3]
-    texts = prompts.make_class_texts(graphdef, template, batch=5)(
+    texts = make_class_texts(graphdef, template, batch=5)(
         context.text_params, context.sentence, state.prompts
     )
     whole = prompts.encode_prompts(

@@ -41,6 +41,7 @@ def lines_of(workdir):
     return [{key: x for key, x in line.items() if key != "time"} for line in lines]
 
 
+@pytest.mark.ci
 def test_summary_holds_all_stages(whole):
     _, summary, workdir = whole
     assert json.loads((workdir / "summary.json").read_text()) == summary
@@ -51,10 +52,12 @@ def test_summary_holds_all_stages(whole):
     assert summary["method"] == "cclnet" and summary["zero_shot"]["mAP"] > 0
 
 
+@pytest.mark.ci
 def test_every_phase_compiles_once(whole):
     assert whole[0].traces == ["contrast", "swap", "prompts", "contrast+text"]
 
 
+@pytest.mark.ci
 def test_log_has_one_line_an_epoch(whole):
     lines = lines_of(whole[2])
     assert [(x["stage"], x["epoch"]) for x in lines] == [
@@ -70,6 +73,7 @@ def test_log_has_one_line_an_epoch(whole):
     assert lines[0]["learning_rate"] == lines[4]["learning_rate"]  # both stages have one schedule
 
 
+@pytest.mark.ci
 def test_stage_2_starts_from_clip_again(whole):
     """Its first step changes weights by about the rate, from those of CLIP and not of stage 0."""
     run = whole[0]
@@ -79,6 +83,7 @@ def test_stage_2_starts_from_clip_again(whole):
     assert moved <= 2.1 * 2 * sum(rates[2:])  # shifts move twice as fast, in two steps an epoch
 
 
+@pytest.mark.ci
 def test_labels_of_stage_0_are_written_as_published(whole):
     run, _, workdir = whole
     folder = workdir / "pseudo_labels"
@@ -91,6 +96,7 @@ def test_labels_of_stage_0_are_written_as_published(whole):
     np.testing.assert_array_equal(label_files.read(folder, run.dataset), run.progress.text_labels)
 
 
+@pytest.mark.ci
 def test_trained_model_reproduces_the_final_figures(whole):
     run, summary, workdir = whole
     bundle = read_run(workdir)

@@ -149,6 +149,7 @@ class Killed(Exception):
     pass
 
 
+@pytest.mark.ci
 def test_a_run_that_was_killed_goes_on_from_its_last_epoch(whole, tmp_path):
     """Nothing is saved at the moment of the kill."""
 
