@@ -26,7 +26,8 @@ IMAGE_DRAWS = 32
 VISIT_DRAWS = 9
 """Draws shared by the images of one person under one camera."""
 
-_BYSTANDERS = 256
+BYSTANDERS = 256
+"""Passers-by to choose from."""
 _NOISE = 1 << 18
 
 
@@ -50,6 +51,23 @@ class Plan:
 
     def __len__(self) -> int:
         return len(self.person)
+
+
+@dataclasses.dataclass(frozen=True)
+class Moment:
+    """What a frame of a walk shows besides the person as usual.
+
+    Attributes:
+      turn: how far the person turned away from the direction of the walk, in eighths of a turn.
+      crosser: number of the passer-by who comes before the person; None where nobody does.
+      shift: place of the passer-by across the box, in its widths; 0 covers the person.
+      crosser_view: direction of the passer-by, as `view` of `portrait`.
+    """
+
+    turn: int = 0
+    crosser: int | None = None
+    shift: float = 0.0
+    crosser_view: int = 0
 
 
 def make_plan(
@@ -173,6 +191,7 @@ def shoot(
     visit_draws: Sequence[float],
     kind: int,
     size: tuple[int, int],
+    moment: Moment = Moment(),
 ) -> np.ndarray:
     """One picture from its random draws, before compression.
 
@@ -183,6 +202,7 @@ def shoot(
       visit_draws: VISIT_DRAWS numbers in [0, 1) of the visit.
       kind: NORMAL, JUNK or STRANGER.
       size: width and height in pixels.
+      moment: what happens in this frame of a walk.
 
     Returns:
       uint8[height, width, 3]; three equal channels where the camera sees infrared.
@@ -193,9 +213,10 @@ def shoot(
     view = camera.view + (body.VIEWS // 2 if v[0] < camera.reversal else 0)
     if u[0] < camera.view_spread:
         view += 1 if u[1] < 0.5 else -1
+    view += moment.turn
     phase, light = int(u[2] * body.PHASES), 2 * u[15] - 1
     if u[19] < 0.05 or (kind == STRANGER and u[19] < 0.5):
-        other = _bystanders()[int(u[25] * _BYSTANDERS)]
+        other = _bystanders()[int(u[25] * BYSTANDERS)]
         side = (0.45 + 0.35 * u[21]) * (1 if u[20] < 0.5 else -1)
         box = _frame(
             camera, (u[3], u[5], u[4]), v[6:9], shift=side if kind != STRANGER else side / 2
@@ -207,6 +228,11 @@ def shoot(
         shift = 0.0 if kind == NORMAL else (0.45 + 0.25 * u[27]) * (1 if u[28] < 0.5 else -1)
         box = _frame(camera, u[3:6], v[6:9], shift=shift)
         layer = _person_layer(person, view % body.VIEWS, phase, light, box, size, camera.band)
+        picture = _over(picture, layer)
+    if moment.crosser is not None:
+        crosser = _bystanders()[moment.crosser]
+        box = _frame(camera, (u[3], u[5], u[4]), v[6:9], shift=moment.shift)
+        layer = _person_layer(crosser, moment.crosser_view, phase, light, box, size, camera.band)
         picture = _over(picture, layer)
     if u[16] < camera.occlusion:
         _obstruct(picture, camera.obstacles[scene_row], u)
@@ -378,7 +404,7 @@ def _contrast(value: tuple[str, ...], ground: np.ndarray) -> np.ndarray:
 
 @functools.cache
 def _bystanders() -> list[Person]:
-    return draw_people(np.arange(_BYSTANDERS), seed=0, domain="bystander")
+    return draw_people(np.arange(BYSTANDERS), seed=0, domain="bystander")
 
 
 def _backdrop(scene, u, size):

@@ -13,7 +13,7 @@ from data_prep.synthetic.layouts import ilidsvid, lsvid, mars, regdb, sysumm01, 
 from data_prep.synthetic.layouts.common import Blueprint, LayoutConfig, draw_blueprint
 from data_prep.synthetic.output import write_once
 
-LAYOUTS_VERSION = "1.0"
+LAYOUTS_VERSION = "1.1"
 """Changes whenever a pixel of any picture, a name or an info file of any layout does."""
 
 

@@ -18,13 +18,11 @@ from data_prep.synthetic.render import (
     IMAGE_DRAWS,
     NORMAL,
     VISIT_DRAWS,
+    Moment,
     encode,
     shoot,
 )
-from data_prep.synthetic.walks import walk_draws
-
-BYSTANDERS = 256
-"""Passers-by to choose from, for junk and distractors."""
+from data_prep.synthetic.walks import moments, walk_draws
 
 
 @dataclasses.dataclass(frozen=True)
@@ -83,6 +81,7 @@ class Track:
       frames: numbers of the pictures within the track; 0, 1, 2, ... if None.
       kind: NORMAL, JUNK or STRANGER, as in `render`.
       walk: whether the pictures follow one another; otherwise each stands alone.
+      ambiguity: of a walk, as `WalksConfig` has it.
     """
 
     paths: tuple[str, ...]
@@ -92,6 +91,7 @@ class Track:
     frames: tuple[int, ...] | None = None
     kind: int = NORMAL
     walk: bool = True
+    ambiguity: float = 0.0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -134,9 +134,9 @@ def iterate_pictures(
         who = ("data" if track.kind == NORMAL else "bystander", track.pid)
         if who not in people:
             people[who] = draw_people([track.pid], seed=config.seed, domain=who[0])[0]
-        of_images, of_visit = _draws(track, config.seed)
-        for path, draws in zip(track.paths, of_images.tolist(), strict=True):
-            pixels = shoot(people[who], camera, draws, of_visit, track.kind, size)
+        of_images, of_visit, happens = _draws(track, config.seed)
+        for path, draws, moment in zip(track.paths, of_images.tolist(), happens, strict=True):
+            pixels = shoot(people[who], camera, draws, of_visit, track.kind, size, moment)
             yield path, pixels, camera
 
 
@@ -195,17 +195,19 @@ def _camera(sensor: Sensor, config: LayoutConfig) -> Camera:
     return camera if sensor.band == VISIBLE else infrared_camera(camera, sensor.band)
 
 
-def _draws(track: Track, seed: int) -> tuple[np.ndarray, list[float]]:
-    """Draws of the images and of the visit: float64[n, IMAGE_DRAWS] and a list."""
+def _draws(track: Track, seed: int) -> tuple[np.ndarray, list[float], list[Moment]]:
+    """Draws of the images, float64[n, IMAGE_DRAWS], and of the visit; what happens on the way."""
     frames = np.arange(len(track.paths)) if track.frames is None else np.array(track.frames)
     world = streams.stream_key("tracks", seed)
     parts = [np.array([x]) for x in (track.kind, track.pid, track.sensor.code, track.number)]
     row = streams.rows_of(world, *parts)
     of_visit = streams.uniform(streams.stream_key("visits"), row, VISIT_DRAWS)[0].tolist()
     if track.walk:
-        return walk_draws(int(row[0]), frames), of_visit
+        walk = int(row[0])
+        return walk_draws(walk, frames), of_visit, moments(walk, frames, track.ambiguity)
     rows = streams.rows_of(int(row[0]), frames)
-    return streams.uniform(streams.stream_key("shots"), rows, IMAGE_DRAWS), of_visit
+    of_images = streams.uniform(streams.stream_key("shots"), rows, IMAGE_DRAWS)
+    return of_images, of_visit, [Moment()] * len(frames)
 
 
 def _encoded(tracks: Iterable[Track], config: LayoutConfig) -> Iterator[tuple[str, bytes]]:

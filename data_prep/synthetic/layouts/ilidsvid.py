@@ -16,30 +16,28 @@ import numpy as np
 
 from data_prep.synthetic.layouts.common import (
     Blueprint,
-    LayoutConfig,
     Sensor,
     Track,
     between,
     matlab,
     shuffled,
 )
+from data_prep.synthetic.layouts.video import WalksConfig
 
 SPLITS = 10
 
 
 @dataclasses.dataclass(frozen=True)
-class IlidsvidConfig(LayoutConfig):
+class IlidsvidConfig(WalksConfig):
     """Settings of a set in the layout of iLIDS-VID.
 
     Attributes:
       ids: number of people, even; each half trains or tests.
-      frames: mean number of frames of a sequence; they range from half to one and a half of it.
     """
 
-    LIMITS: ClassVar[Mapping[str, tuple[float, float]]] = {"ids": (2, 900), "frames": (2, 600)}
+    LIMITS: ClassVar[Mapping[str, tuple[float, float]]] = {**WalksConfig.LIMITS, "ids": (2, 900)}
 
     ids: int = 24
-    frames: int = 20
 
     def __post_init__(self):
         super().__post_init__()
@@ -77,4 +75,4 @@ def _track(config: IlidsvidConfig, pid: int, camera: int) -> Track:
         f"{folder}/cam{camera}_person{pid:03d}_{frame:05d}.png"
         for frame in range(first, first + length)
     )
-    return Track(paths, pid, Sensor(camera))
+    return Track(paths, pid, Sensor(camera), ambiguity=config.ambiguity)

@@ -57,7 +57,7 @@ def blueprint(config: LsvidConfig) -> Blueprint:
     tracks, files, counts = [], {}, {}
     for half, tracklets in halves.items():
         prefixes = _prefixes(f"tracklet_{half}", tracklets)
-        tracks += [_track(one, at) for one, at in zip(tracklets, prefixes, strict=True)]
+        tracks += [_track(config, one, at) for one, at in zip(tracklets, prefixes, strict=True)]
         files[f"list_sequence/list_seq_{half}.txt"] = lines(
             f"{at} {one.pid}" for one, at in zip(tracklets, prefixes, strict=True)
         )
@@ -81,9 +81,9 @@ def _prefixes(folder: str, tracklets: Sequence[Tracklet]) -> list[str]:
     return prefixes
 
 
-def _track(one: Tracklet, prefix: str) -> Track:
+def _track(config: LsvidConfig, one: Tracklet, prefix: str) -> Track:
     paths = tuple(f"{prefix}_{frame:06d}.jpg" for frame in range(1, one.length + 1))
-    return Track(paths, one.pid, Sensor(one.camera), one.number)
+    return Track(paths, one.pid, Sensor(one.camera), one.number, ambiguity=config.ambiguity)
 
 
 def _hdf5(variables: Mapping[str, np.ndarray]) -> bytes:

@@ -18,7 +18,6 @@ from typing import ClassVar
 import numpy as np
 
 from data_prep.synthetic.layouts.common import (
-    BYSTANDERS,
     Blueprint,
     Sensor,
     Track,
@@ -35,7 +34,7 @@ from data_prep.synthetic.layouts.video import (
     line_table,
     query_rows,
 )
-from data_prep.synthetic.render import JUNK, NORMAL, STRANGER
+from data_prep.synthetic.render import BYSTANDERS, JUNK, NORMAL, STRANGER
 
 _JUNK, _DISTRACTOR = -1, 0
 
@@ -115,6 +114,7 @@ def _track(config: MarsConfig, folder: str, one: Tracklet, names: list[str]) -> 
         sensor=Sensor(one.camera),
         number=one.number,
         kind=kind,
+        ambiguity=config.ambiguity,
     )
 
 

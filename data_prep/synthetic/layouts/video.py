@@ -10,7 +10,23 @@ from data_prep.synthetic.layouts.common import LayoutConfig, between, cameras_se
 
 
 @dataclasses.dataclass(frozen=True)
-class VideoConfig(LayoutConfig):
+class WalksConfig(LayoutConfig):
+    """Settings of a set of walks.
+
+    Attributes:
+      frames: mean number of frames of a tracklet; they range from half to one and a half of it.
+      ambiguity: share of the walks in which the person turns, and of the stretches of 16 frames in
+        which a passer-by crosses before the person, so that single frames tell little.
+    """
+
+    LIMITS: ClassVar[Mapping[str, tuple[float, float]]] = {"frames": (2, 600), "ambiguity": (0, 1)}
+
+    frames: int = 20
+    ambiguity: float = 0.5
+
+
+@dataclasses.dataclass(frozen=True)
+class VideoConfig(WalksConfig):
     """Settings of a set of tracklets.
 
     Attributes:
@@ -18,22 +34,20 @@ class VideoConfig(LayoutConfig):
       test_ids: identities of queries and gallery (even numbers), each under two or more cameras.
       cameras: number of cameras.
       tracklets: mean number of tracklets of one training identity under one camera.
-      frames: mean number of frames of a tracklet; they range from half to one and a half of it.
     """
 
     LIMITS: ClassVar[Mapping[str, tuple[float, float]]] = {
+        **WalksConfig.LIMITS,
         "train_ids": (1, 4000),
         "test_ids": (1, 4000),
         "cameras": (2, 9),
         "tracklets": (1, 20),
-        "frames": (2, 600),
     }
 
     train_ids: int = 20
     test_ids: int = 12
     cameras: int = 6
     tracklets: int = 2
-    frames: int = 20
 
 
 @dataclasses.dataclass(frozen=True)
