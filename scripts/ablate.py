@@ -22,6 +22,7 @@ os.environ.setdefault("JAX_PLATFORMS", "cpu")
 sys.path.insert(0, str(pathlib.Path(__file__).parents[1]))
 
 from proving.jobs import seed_study
+from proving.paired import heading, of_runs, over_seeds, rows
 
 EXAMPLES = """\
 examples:
@@ -121,13 +122,8 @@ def summarize(results: dict[str, dict]) -> dict[str, Any]:
       over the other two; `controls`: by control and figure, control minus `icdl+text+ical`. All
       with intervals over seeds.
     """
-    from proving.paired import mean_interval
-
-    seeds = list(results.values())
-    figures = [key for key, value in seeds[0]["prompts"].items() if isinstance(value, int | float)]
-
-    def over_seeds(values) -> dict[str, Any]:
-        return {key: mean_interval([values(seed, key) for seed in seeds]) for key in figures}
+    whole = next(iter(results.values()))
+    figures = [key for key, value in whole["prompts"].items() if isinstance(value, int | float)]
 
     def effect(position: int):
         def of(seed, key):
@@ -137,54 +133,47 @@ def summarize(results: dict[str, dict]) -> dict[str, Any]:
         return of
 
     return {
-        "runs": {name: over_seeds(lambda s, k, n=name: s[n][k]) for name in seeds[0]},
-        "effects": {name: over_seeds(effect(i)) for i, name in enumerate(FACTORS)},
+        "runs": of_runs(results, whole, figures),
+        "effects": {
+            name: over_seeds(results, figures, effect(i)) for i, name in enumerate(FACTORS)
+        },
         "controls": {
-            name: over_seeds(lambda s, k, n=name: s[n][k] - s[FULL][k]) for name in CONTROLS
+            name: over_seeds(results, figures, lambda s, k, n=name: s[n][k] - s[FULL][k])
+            for name in CONTROLS
         },
     }
 
 
-COLUMNS = (
-    ("mAP", "mAP"),
-    ("rank1", "rank-1"),
-    ("mAP_centered", "mAP, cameras centred"),
-    ("camera_auc", "camera AUC"),
-    ("same_camera_share", "same-camera share"),
-)
+COLUMNS = {
+    "mAP": "mAP",
+    "rank1": "rank-1",
+    "mAP_centered": "mAP, cameras centred",
+    "camera_auc": "camera AUC",
+    "same_camera_share": "same-camera share",
+}
 
 
 def table(summary: dict[str, Any]) -> str:
     """The figures in Markdown: runs, effects, controls."""
-    from proving.paired import shown
-
-    head = [f"| | {' | '.join(title for _, title in COLUMNS)} |", "|---" * (1 + len(COLUMNS)) + "|"]
-
-    def rows(part: str, names, *, signed: bool) -> list[str]:
-        return [
-            f"| {title} | "
-            + " | ".join(shown(summary[part][name][key], signed=signed) for key, _ in COLUMNS)
-            + " |"
-            for name, title in names
-        ]
-
-    stages = [("prompts", "zero-shot"), ("icdl+text@intra", "after stage 2, ICDL and text")]
-    combinations = [(cell(*on),) * 2 for on in itertools.product((False, True), repeat=3)]
+    head = heading("", COLUMNS.values())
+    stages = {"prompts": "zero-shot", "icdl+text@intra": "after stage 2, ICDL and text"}
+    combinations = [cell(*on) for on in itertools.product((False, True), repeat=3)]
+    titles = stages | {name: name for name in (*combinations, *CONTROLS)}
+    runs = {title: summary["runs"][name] for name, title in titles.items()}
     return "\n".join(
         [
             *head,
-            *rows("runs", stages + combinations, signed=False),
-            *rows("runs", [(name, name) for name in CONTROLS], signed=False),
+            *rows(runs, COLUMNS),
             "",
             "Effect of a part, with minus without it, mean over the other two:",
             "",
             *head,
-            *rows("effects", [(name, name) for name in FACTORS], signed=True),
+            *rows(summary["effects"], COLUMNS, signed=True),
             "",
             f"Controls, minus `{FULL}`:",
             "",
             *head,
-            *rows("controls", [(name, name) for name in CONTROLS], signed=True),
+            *rows(summary["controls"], COLUMNS, signed=True),
         ]
     )
 

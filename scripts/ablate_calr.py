@@ -16,6 +16,7 @@ os.environ.setdefault("JAX_PLATFORMS", "cpu")
 sys.path.insert(0, str(pathlib.Path(__file__).parents[1]))
 
 from proving.jobs import seed_study
+from proving.paired import Arms
 
 EXAMPLES = """\
 examples:
@@ -25,17 +26,29 @@ examples:
 
 LOCAL, BASE, REFINED, ALIGNED, BOTH = "local", "baseline", "refinement", "alignment", "both"
 AT_RANDOM = "as many dropped at random"
-FIGURES = ("mAP", "rank1")
-LABELS = (
-    "precision_before",
-    "precision",
-    "recall_before",
-    "recall",
-    "removed_share",
-    "removal_precision",
-    "removal_recall",
-    "removal_pivot_precision",
+STUDY = Arms(
+    names=(BASE, REFINED, ALIGNED, BOTH, AT_RANDOM),
+    compared=(
+        (REFINED, BASE),
+        (ALIGNED, BASE),
+        (BOTH, BASE),
+        (AT_RANDOM, BASE),
+        (REFINED, AT_RANDOM),
+    ),
+    figures={"mAP": "mAP", "rank1": "rank-1"},
+    untrained=LOCAL,
+    labels=(
+        "precision_before",
+        "precision",
+        "recall_before",
+        "recall",
+        "removed_share",
+        "removal_precision",
+        "removal_recall",
+        "removal_pivot_precision",
+    ),
 )
+summarize, table = STUDY.summarize, STUDY.table
 
 
 def main() -> None:
@@ -79,71 +92,8 @@ def labels_of(workdir: pathlib.Path) -> dict[str, float]:
     """Figures of the labels, means over the epochs of stage 2 that have them."""
     lines = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
     epochs = [line for line in lines if line["stage"] == "encoder"]
-    found = {key: [line[key] for line in epochs if key in line] for key in LABELS}
+    found = {key: [line[key] for line in epochs if key in line] for key in STUDY.labels}
     return {key: sum(values) / len(values) for key, values in found.items() if values}
-
-
-def summarize(results: dict[str, dict]) -> dict[str, Any]:
-    """Means over seeds, and paired differences.
-
-    Args:
-      results: by job (a seed), node and figure.
-
-    Returns:
-      `runs` by arm and figure, `labels` by arm and figure, and `differences` by "ARM minus ARM" and
-      figure, with intervals over seeds.
-    """
-    from proving.paired import mean_interval
-
-    seeds = list(results.values())
-    arms = [name for name in seeds[0] if name != LOCAL]
-    compared = [(REFINED, BASE), (ALIGNED, BASE), (BOTH, BASE), (AT_RANDOM, BASE)]
-    compared += [(REFINED, AT_RANDOM)]
-    return {
-        "runs": {
-            "zero-shot": {
-                key: mean_interval([seed[LOCAL]["zero_shot"][key] for seed in seeds])
-                for key in FIGURES
-            },
-            **{
-                arm: {key: mean_interval([seed[arm][key] for seed in seeds]) for key in FIGURES}
-                for arm in arms
-            },
-        },
-        "labels": {
-            arm: {
-                key: mean_interval([seed[arm]["labels"][key] for seed in seeds])
-                for key in LABELS
-                if key in seeds[0][arm]["labels"]
-            }
-            for arm in arms
-        },
-        "differences": {
-            f"{a} minus {b}": {
-                key: mean_interval([seed[a][key] - seed[b][key] for seed in seeds])
-                for key in FIGURES
-            }
-            for a, b in compared
-        },
-    }
-
-
-def table(summary: dict[str, Any]) -> str:
-    """The figures in Markdown: runs, differences, then labels."""
-    from proving.paired import shown
-
-    lines = ["| run | mAP | rank-1 |", "|---|---|---|"]
-    for name, figures in summary["runs"].items():
-        lines.append(f"| {name} | {' | '.join(shown(figures[key]) for key in FIGURES)} |")
-    for name, figures in summary["differences"].items():
-        cells = [shown(figures[key], signed=True) for key in FIGURES]
-        lines.append(f"| {name} | {' | '.join(cells)} |")
-    titles = [key.replace("_", " ") for key in LABELS]
-    lines += ["", f"| labels of | {' | '.join(titles)} |", "|---" * (1 + len(titles)) + "|"]
-    for name, figures in summary["labels"].items():
-        cells = [shown(figures[key]) if key in figures else "" for key in LABELS]
-        lines.append(f"| {name} | {' | '.join(cells)} |")
-    return "\n".join(lines)
 
 
 if __name__ == "__main__":

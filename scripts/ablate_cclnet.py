@@ -16,6 +16,7 @@ os.environ.setdefault("JAX_PLATFORMS", "cpu")
 sys.path.insert(0, str(pathlib.Path(__file__).parents[1]))
 
 from proving.jobs import seed_study
+from proving.paired import Arms
 
 EXAMPLES = """\
 examples:
@@ -25,10 +26,20 @@ examples:
 
 BASE, TEXT, SWAP, ALL = "stage 0", "text", "swap", "all"
 PROMPTS, SWAP_PROMPTS = "prompts", "prompts after swap"
-ARMS = (BASE, TEXT, SWAP, ALL)
-FIGURES = ("mAP", "rank1", "mINP")
-LABELS = ("precision_visible", "recall_visible", "precision_infrared", "recall_infrared",
-          "matching_precision")  # fmt: skip
+STUDY = Arms(
+    names=(BASE, TEXT, SWAP, ALL),
+    compared=((TEXT, BASE), (SWAP, BASE), (ALL, BASE), (ALL, TEXT), (ALL, SWAP)),
+    figures={"mAP": "mAP", "rank1": "rank-1", "mINP": "mINP"},
+    untrained=BASE,
+    labels=(
+        "precision_visible",
+        "recall_visible",
+        "precision_infrared",
+        "recall_infrared",
+        "matching_precision",
+    ),
+)
+summarize, table = STUDY.summarize, STUDY.table
 
 
 def main() -> None:
@@ -53,7 +64,7 @@ def one_seed(job: str, workdir: pathlib.Path, recipe: Any) -> None:
 
     def measure(run) -> dict[str, Any]:
         found = run.evaluate()
-        return {key: found[key] for key in (*FIGURES, "same_modality_share")} | {
+        return {key: found[key] for key in (*STUDY.figures, "same_modality_share")} | {
             "labels": labels_of(run.workdir),
             "zero_shot": run.progress.zero_shot,
         }
@@ -79,66 +90,7 @@ def labels_of(workdir: pathlib.Path) -> dict[str, float]:
     """Figures of the labels of the last epoch of the encoder."""
     lines = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
     last = [line for line in lines if line["stage"] == "encoder"][-1]
-    return {key: last[key] for key in LABELS if key in last}
-
-
-def summarize(results: dict[str, dict]) -> dict[str, Any]:
-    """Means over seeds, and paired differences.
-
-    Args:
-      results: by job (a seed), node and figure.
-
-    Returns:
-      `runs` and `labels` by arm and figure, and `differences` by "ARM minus ARM" and figure, with
-      intervals over seeds.
-    """
-    from proving.paired import mean_interval
-
-    seeds = list(results.values())
-    compared = [(TEXT, BASE), (SWAP, BASE), (ALL, BASE), (ALL, TEXT), (ALL, SWAP)]
-    zero_shot = {
-        key: mean_interval([seed[BASE]["zero_shot"][key] for seed in seeds]) for key in FIGURES
-    }
-    return {
-        "runs": {"zero-shot": zero_shot}
-        | {
-            arm: {key: mean_interval([seed[arm][key] for seed in seeds]) for key in FIGURES}
-            for arm in ARMS
-        },
-        "labels": {
-            arm: {
-                key: mean_interval([seed[arm]["labels"][key] for seed in seeds])
-                for key in LABELS
-                if key in seeds[0][arm]["labels"]
-            }
-            for arm in ARMS
-        },
-        "differences": {
-            f"{a} minus {b}": {
-                key: mean_interval([seed[a][key] - seed[b][key] for seed in seeds])
-                for key in FIGURES
-            }
-            for a, b in compared
-        },
-    }
-
-
-def table(summary: dict[str, Any]) -> str:
-    """The figures in Markdown: runs, differences, then labels."""
-    from proving.paired import shown
-
-    lines = ["| run | mAP | rank-1 | mINP |", "|---|---|---|---|"]
-    for name, figures in summary["runs"].items():
-        lines.append(f"| {name} | {' | '.join(shown(figures[key]) for key in FIGURES)} |")
-    for name, figures in summary["differences"].items():
-        cells = [shown(figures[key], signed=True) for key in FIGURES]
-        lines.append(f"| {name} | {' | '.join(cells)} |")
-    titles = [key.replace("_", " ") for key in LABELS]
-    lines += ["", f"| labels of | {' | '.join(titles)} |", "|---" * (1 + len(titles)) + "|"]
-    for name, figures in summary["labels"].items():
-        cells = [shown(figures[key]) if key in figures else "" for key in LABELS]
-        lines.append(f"| {name} | {' | '.join(cells)} |")
-    return "\n".join(lines)
+    return {key: last[key] for key in STUDY.labels if key in last}
 
 
 if __name__ == "__main__":

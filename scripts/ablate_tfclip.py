@@ -15,6 +15,7 @@ os.environ.setdefault("JAX_PLATFORMS", "cpu")
 sys.path.insert(0, str(pathlib.Path(__file__).parents[1]))
 
 from proving.jobs import seed_study
+from proving.paired import Arms
 
 EXAMPLES = """\
 examples:
@@ -24,7 +25,6 @@ examples:
 
 MEAN, MEMORY = "mean of frames", "mean of frames and memory"
 NO_DIFFUSION, NO_PROMPT, WHOLE = "without diffusion", "without prompts", "all parts"
-FIGURES = ("mAP", "rank1")
 WITHOUT = {
     MEAN: {"diffusion.enabled": False, "loss.memory": 0.0},
     MEMORY: {"diffusion.enabled": False, "prompt.enabled": False},
@@ -33,15 +33,21 @@ WITHOUT = {
     WHOLE: {},
 }
 """By arm, what differs from the recipe."""
-COMPARED = (
-    (MEMORY, MEAN),
-    (NO_DIFFUSION, MEMORY),
-    (NO_PROMPT, MEMORY),
-    (WHOLE, NO_DIFFUSION),
-    (WHOLE, NO_PROMPT),
-    (WHOLE, MEMORY),
-    (WHOLE, MEAN),
+STUDY = Arms(
+    names=tuple(WITHOUT),
+    compared=(
+        (MEMORY, MEAN),
+        (NO_DIFFUSION, MEMORY),
+        (NO_PROMPT, MEMORY),
+        (WHOLE, NO_DIFFUSION),
+        (WHOLE, NO_PROMPT),
+        (WHOLE, MEMORY),
+        (WHOLE, MEAN),
+    ),
+    figures={"mAP": "mAP", "rank1": "rank-1"},
+    untrained=MEAN,  # without the diffusion, whose feature says nothing before it is trained
 )
+summarize, table = STUDY.summarize, STUDY.table
 
 
 def main() -> None:
@@ -73,50 +79,10 @@ def one_seed(job: str, workdir: pathlib.Path, recipe: Any) -> None:
 def measure(run) -> dict[str, Any]:
     """The figures of a run at its end, and before it."""
     (last,) = run.progress.stages
-    zero_shot = {key: run.progress.zero_shot[key] for key in FIGURES}
-    return {key: last[key] for key in (*FIGURES, "same_camera_share")} | {"zero_shot": zero_shot}
-
-
-def summarize(results: dict[str, dict]) -> dict[str, Any]:
-    """Means over seeds, and paired differences.
-
-    Args:
-      results: by job (a seed), arm and figure.
-
-    Returns:
-      `runs` by arm and figure, and `differences` by "ARM minus ARM" and figure, with intervals over
-      seeds. The tower as it came is that of the arm without diffusion, whose feature has two parts.
-    """
-    from proving.paired import mean_interval
-
-    seeds = list(results.values())
-
-    def over_seeds(value) -> dict[str, Any]:
-        return {key: mean_interval([value(seed, key) for seed in seeds]) for key in FIGURES}
-
-    return {
-        "runs": {
-            "zero-shot": over_seeds(lambda seed, key: seed[MEAN]["zero_shot"][key]),
-            **{arm: over_seeds(lambda seed, key, arm=arm: seed[arm][key]) for arm in WITHOUT},
-        },
-        "differences": {
-            f"{a} minus {b}": over_seeds(lambda seed, key, a=a, b=b: seed[a][key] - seed[b][key])
-            for a, b in COMPARED
-        },
+    zero_shot = {key: run.progress.zero_shot[key] for key in STUDY.figures}
+    return {key: last[key] for key in (*STUDY.figures, "same_camera_share")} | {
+        "zero_shot": zero_shot
     }
-
-
-def table(summary: dict[str, Any]) -> str:
-    """The figures in Markdown: runs, then differences."""
-    from proving.paired import shown
-
-    lines = ["| run | mAP | rank-1 |", "|---|---|---|"]
-    for name, figures in summary["runs"].items():
-        lines.append(f"| {name} | {' | '.join(shown(figures[key]) for key in FIGURES)} |")
-    for name, figures in summary["differences"].items():
-        cells = [shown(figures[key], signed=True) for key in FIGURES]
-        lines.append(f"| {name} | {' | '.join(cells)} |")
-    return "\n".join(lines)
 
 
 if __name__ == "__main__":

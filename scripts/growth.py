@@ -16,6 +16,7 @@ os.environ.setdefault("JAX_PLATFORMS", "cpu")
 sys.path.insert(0, str(pathlib.Path(__file__).parents[1]))
 
 from proving.jobs import seed_study
+from proving.paired import differences, heading, of_runs, rows
 
 EXAMPLES = """\
 examples:
@@ -27,12 +28,21 @@ CAMERAS, OLD = 6, (1, 2, 3, 4, 5)
 SHORT = 0.5  # of the schedule, for what is compared with the camera more
 WHOLE, GROWN, SCRATCH = "six", "five, then six, half as long", "six, half as long"
 CLUSTERED, DROPPED, NONE = "half, others clustered", "half, others left out", "none, all clustered"
-COLUMNS = (
-    ("mAP", "mAP"),
-    ("rank1", "rank-1"),
-    ("old_pairs", "mAP, old cameras"),
-    ("new_camera", "mAP, to and from the sixth"),
+COMPARED = (
+    (GROWN, SCRATCH),
+    (GROWN, WHOLE),
+    (GROWN, "five"),
+    (CLUSTERED, WHOLE),
+    (CLUSTERED, DROPPED),
+    (NONE, WHOLE),
 )
+COLUMNS = {
+    "mAP": "mAP",
+    "rank1": "rank-1",
+    "old_pairs": "mAP, old cameras",
+    "new_camera": "mAP, to and from the sixth",
+}
+OF_RUNS = COLUMNS | {"own_identity": "images of their class's person"}
 
 
 def main() -> None:
@@ -138,46 +148,24 @@ def summarize(results: dict[str, dict]) -> dict[str, Any]:
       `runs` by run and figure; `differences` by "RUN minus RUN" and figure, with intervals over
       seeds.
     """
-    from proving.paired import mean_interval
-
-    seeds = list(results.values())
-    keys = [key for key, _ in COLUMNS]
-    compared = [(GROWN, SCRATCH), (GROWN, WHOLE), (GROWN, "five"), (CLUSTERED, WHOLE)]
-    compared += [(CLUSTERED, DROPPED), (NONE, WHOLE)]
+    names = next(iter(results.values()))
     return {
-        "runs": {
-            name: {
-                key: mean_interval([seed[name][key] for seed in seeds])
-                for key in [*keys, "own_identity"]
-            }
-            for name in seeds[0]
-        },
-        "differences": {
-            f"{a} minus {b}": {
-                key: mean_interval([seed[a][key] - seed[b][key] for seed in seeds]) for key in keys
-            }
-            for a, b in compared
-        },
+        "runs": of_runs(results, names, OF_RUNS),
+        "differences": differences(results, COMPARED, COLUMNS),
     }
 
 
 def table(summary: dict[str, Any]) -> str:
     """The figures in Markdown: runs, then differences."""
-    from proving.paired import shown
-
-    titles = [title for _, title in COLUMNS]
-    lines = [
-        f"| cameras trained on | {' | '.join(titles)} | images of their class's person |",
-        "|---" * (2 + len(titles)) + "|",
-    ]
-    for name, figures in summary["runs"].items():
-        cells = [shown(figures[key]) for key, _ in COLUMNS] + [shown(figures["own_identity"])]
-        lines.append(f"| {name} | {' | '.join(cells)} |")
-    lines += ["", f"| | {' | '.join(titles)} |", "|---" * (1 + len(titles)) + "|"]
-    for name, figures in summary["differences"].items():
-        cells = [shown(figures[key], signed=True) for key, _ in COLUMNS]
-        lines.append(f"| {name} | {' | '.join(cells)} |")
-    return "\n".join(lines)
+    return "\n".join(
+        [
+            *heading("cameras trained on", OF_RUNS.values()),
+            *rows(summary["runs"], OF_RUNS),
+            "",
+            *heading("", COLUMNS.values()),
+            *rows(summary["differences"], COLUMNS, signed=True),
+        ]
+    )
 
 
 if __name__ == "__main__":

@@ -14,6 +14,7 @@ os.environ.setdefault("JAX_PLATFORMS", "cpu")
 sys.path.insert(0, str(pathlib.Path(__file__).parents[1]))
 
 from proving.jobs import seed_study
+from proving.paired import heading, of_runs, over_seeds, rows
 
 EXAMPLES = """\
 examples:
@@ -77,44 +78,32 @@ def summarize(results: dict[str, dict]) -> dict[str, Any]:
     Returns:
       By run and figure: `runs` and, without `clean`, `differences`, with intervals over seeds.
     """
-    from proving.paired import mean_interval
-
-    seeds = list(results.values())
-
-    def over_seeds(value) -> dict[str, Any]:
-        return {key: mean_interval([value(seed, key) for seed in seeds]) for key, _ in COLUMNS}
-
     return {
-        "runs": {name: over_seeds(lambda s, k, n=name: s[n][k]) for name in (CLEAN, *CHANGES)},
+        "runs": of_runs(results, (CLEAN, *CHANGES), COLUMNS),
         "differences": {
-            name: over_seeds(lambda s, k, n=name: s[n][k] - s[CLEAN][k]) for name in CHANGES
+            name: over_seeds(results, COLUMNS, lambda s, k, n=name: s[n][k] - s[CLEAN][k])
+            for name in CHANGES
         },
     }
 
 
-COLUMNS = (
-    ("mAP", "mAP"),
-    ("rank1", "rank-1"),
-    ("camera_auc", "camera AUC"),
-    ("same_camera_share", "same-camera share"),
-)
+COLUMNS = {
+    "mAP": "mAP",
+    "rank1": "rank-1",
+    "camera_auc": "camera AUC",
+    "same_camera_share": "same-camera share",
+}
 
 
 def table(summary: dict[str, Any]) -> str:
     """The figures in Markdown."""
-    from proving.paired import shown
-
-    lines = [
-        f"| minus `{CLEAN}` | {' | '.join(title for _, title in COLUMNS)} |",
-        "|---" * (1 + len(COLUMNS)) + "|",
-        f"| `{CLEAN}` itself | "
-        + " | ".join(shown(summary["runs"][CLEAN][key]) for key, _ in COLUMNS)
-        + " |",
-    ]
-    for name, figures in summary["differences"].items():
-        cells = [shown(figures[key], signed=True) for key, _ in COLUMNS]
-        lines.append(f"| {name} | {' | '.join(cells)} |")
-    return "\n".join(lines)
+    return "\n".join(
+        [
+            *heading(f"minus `{CLEAN}`", COLUMNS.values()),
+            *rows({f"`{CLEAN}` itself": summary["runs"][CLEAN]}, COLUMNS),
+            *rows(summary["differences"], COLUMNS, signed=True),
+        ]
+    )
 
 
 if __name__ == "__main__":

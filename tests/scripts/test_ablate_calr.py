@@ -35,8 +35,8 @@ def test_as_many_of_each_cluster_and_camera_are_dropped(scripts):
 
 def test_differences_are_paired(scripts):
     study = scripts("ablate_calr")
-    arms = [study.BASE, study.REFINED, study.ALIGNED, study.BOTH, study.AT_RANDOM]
-    labels = dict.fromkeys(study.LABELS, 0.5)
+    arms = study.STUDY.names
+    labels = dict.fromkeys(study.STUDY.labels, 0.5)
     results = {
         str(seed): {
             study.LOCAL: {"mAP": 0.9, "rank1": 0.9, "zero_shot": {"mAP": base / 2, "rank1": base}},
@@ -53,6 +53,8 @@ def test_differences_are_paired(scripts):
     assert difference["mean"] == pytest.approx(-0.03)
     assert difference["sd"] == pytest.approx(0, abs=1e-12)
     assert found["runs"]["zero-shot"]["mAP"]["mean"] == pytest.approx(0.4 / 3)
+    assert "removed_share" not in found["labels"][study.BASE]  # as one of its seeds has none
+    assert found["labels"][study.BOTH]["removed_share"]["mean"] == 0.5
     table = study.table(found)
     assert "| both minus baseline | +3.0 (3.0 to 3.0) |" in table
     assert "| labels of |" in table

@@ -18,13 +18,13 @@ def scripts(monkeypatch):
 
 def test_differences_are_paired(scripts):
     study = scripts("ablate_cclnet")
-    figures = dict.fromkeys(study.FIGURES)
+    figures = dict.fromkeys(study.STUDY.figures)
     results = {
         str(seed): {
             arm: {key: base + 0.01 * i for key in figures}
-            | {"labels": dict.fromkeys(study.LABELS, 0.5)}
+            | {"labels": dict.fromkeys(study.STUDY.labels, 0.5)}
             | {"zero_shot": dict.fromkeys(figures, base / 2)}
-            for i, arm in enumerate(study.ARMS)
+            for i, arm in enumerate(study.STUDY.names)
         }
         for seed, base in enumerate((0.1, 0.4, 0.3))
     }
@@ -47,9 +47,9 @@ def test_a_seed(scripts, tmp_path):
     recipe.devices = 1
     study.one_seed("seed100", tmp_path, recipe)
     found = json.loads((tmp_path / "seed100" / "results.json").read_text())
-    assert all(found[arm]["mAP"] > 0 for arm in study.ARMS)
-    assert len({found[arm]["mAP"] for arm in study.ARMS}) == len(study.ARMS)
-    zero_shot = [found[arm]["zero_shot"]["mAP"] for arm in study.ARMS]
+    assert all(found[arm]["mAP"] > 0 for arm in study.STUDY.names)
+    assert len({found[arm]["mAP"] for arm in study.STUDY.names}) == len(study.STUDY.names)
+    zero_shot = [found[arm]["zero_shot"]["mAP"] for arm in study.STUDY.names]
     assert zero_shot == zero_shot[:1] * 4  # all start from the same encoder
     summary = study.summarize({"seed100": found, "seed101": found})
     assert summary["differences"]["all minus stage 0"]["mAP"]["sd"] == 0

@@ -69,7 +69,7 @@ def test_differences_are_paired(scripts):
     assert difference["sd"] == pytest.approx(0, abs=1e-12)
     assert found["runs"]["zero-shot"]["mAP"]["mean"] == pytest.approx(0.4 / 3)
     lines = study.table(found).splitlines()
-    assert len(lines) == 2 + 1 + len(study.WITHOUT) + len(study.COMPARED)
+    assert len(lines) == 2 + 1 + len(study.WITHOUT) + len(study.STUDY.compared)
     assert "| all parts minus mean of frames | +4.0 (4.0 to 4.0) |" in lines[-1]
 
 

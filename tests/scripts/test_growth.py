@@ -59,7 +59,7 @@ def test_pairs_with_the_new_camera_stand_apart(scripts):
 
 def test_differences_are_paired(scripts):
     growth = scripts("growth")
-    keys = [*(key for key, _ in growth.COLUMNS), "own_identity"]
+    keys = [*growth.OF_RUNS]
     names = ["five", growth.WHOLE, growth.GROWN, growth.SCRATCH]
     names += [growth.CLUSTERED, growth.DROPPED, growth.NONE]
     results = {

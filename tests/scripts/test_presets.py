@@ -35,8 +35,7 @@ def test_differences_are_paired(scripts):
     for seed, base in enumerate((0.1, 0.5, 0.3)):
         runs = {name: base + 0.02 for name in presets.CHANGES} | {presets.CLEAN: base}
         results[str(seed)] = {
-            name: dict.fromkeys((key for key, _ in presets.COLUMNS), value)
-            for name, value in runs.items()
+            name: dict.fromkeys(presets.COLUMNS, value) for name, value in runs.items()
         }
     found = presets.summarize(results)
     for name in presets.CHANGES:

@@ -23,7 +23,7 @@ def test_the_page_is_what_the_figures_say(results):
 def test_a_changed_figure_changes_the_page(results, tmp_path):
     presets = importlib.import_module("presets")
     interval = {"mean": 0.123, "low": 0.1, "high": 0.2}
-    figures = {key: interval for key, _ in presets.COLUMNS}
+    figures = dict.fromkeys(presets.COLUMNS, interval)
     summary = {
         "command": ["python", "scripts/presets.py", "--config", "configs/a.py:b c"],
         "jobs": ["overlap0.5_seed101", "seed100"],
