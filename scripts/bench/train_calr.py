@@ -10,22 +10,20 @@ import jax.numpy as jnp
 import numpy as np
 import train_steps
 from flax import nnx
-from measuring import machine, peak_bytes
 from train_steps import (
     CAMERAS,
     IMAGES,
     RATE,
     Stepper,
     Work,
-    attempt,
-    bare_step,
-    brief,
     copied,
     evaluation,
+    evaluation_seconds,
+    extraction,
+    image_size,
     people_features,
     repeated,
-    say,
-    streaming,
+    step_seconds,
 )
 
 from ccafl_jax.data.samplers import plan_across_cameras
@@ -44,7 +42,6 @@ from ccafl_jax.models.camera_head import CameraHead
 from ccafl_jax.models.layers import Compute
 from ccafl_jax.models.reid import HeadConfig, ReIDModel
 from ccafl_jax.models.resnet import ImageNetResNetConfig, ResNet
-from ccafl_jax.training.features import feature_extractor
 from ccafl_jax.training.inputs import ImageInput, ResidentImages
 from ccafl_jax.training.optimizers import coupled_adam
 from ccafl_jax.training.sharding import make_mesh, replicate
@@ -76,9 +73,9 @@ class Setup:
 
 
 def measure(work: Work) -> dict[str, Any]:
-    """All figures of a work, with a line on stderr for each as soon as it is there."""
+    """All figures of a work."""
     setup = prepare(work)
-    bare = bare_step(
+    bare = train_steps.bare_step(
         work,
         setup.graphdef,
         setup.params,
@@ -86,45 +83,27 @@ def measure(work: Work) -> dict[str, Any]:
         setup.images,
         tx=coupled_adam(setup.config.optimizer.weight_decay),
         factors={},
-        dims=(setup.features.shape[1],),
     )
-    bare.window(work.steps)
-    say(f"bare: {brief(bare.figures())}")
-    steps: dict[str, dict[str, Any]] = {}
-    for name in work.phases:
-        if name == LOCAL.name:
-            steps[name] = attempt(name, lambda: local_step(setup))
-        else:
-            steps[name] = attempt(name, lambda name=name: phase_figures(setup, name, bare))
-    found: dict[str, Any] = {
-        "device": machine(),
-        "work": work._asdict(),
-        "sizes": {
-            "image": list(setup.images.shape[1:3]),
-            "images": len(setup.images),
+    return train_steps.measure(
+        work,
+        setup.images,
+        bare,
+        phase=lambda name, images: phase_figures(setup, name, bare, images),
+        alone={LOCAL.name: lambda: local_step(setup)},
+        sizes={
             "classes": int(setup.pid.max()) + 1,
             "features": setup.features.shape[1],
             "embed_dim": 0,
             "bn_group": setup.config.model.bn_group,
         },
-        "jax": jax.__version__,
-        "bare": bare.figures(),
-        "phases": steps,
-    }
-    if "streaming" in work.inputs:
-        found["streaming"] = streaming(
-            lambda name, images: phase_figures(setup, name, bare, images), setup.images, steps
-        )
-    found["epoch"] = epoch_parts(setup)
-    found["peak_bytes"] = peak_bytes()
-    found["projection"] = projection(setup.config, found)
-    say(f"schedule, projected: {found['projection']}")
-    return found
+        epoch_parts=lambda: epoch_parts(setup),
+        projection=lambda found: projection(setup.config, found),
+    )
 
 
 def prepare(work: Work) -> Setup:
     """A network with random weights, and a random set."""
-    size = (64, 32) if work.tiny else (256, 128)
+    size = image_size(work)
     config = CALRConfig(
         data=DataConfig(height=size[0], width=size[1]),
         model=ModelConfig(compute_dtype=work.dtype),
@@ -159,11 +138,8 @@ def prepare(work: Work) -> Setup:
     )
 
 
-def phase_figures(
-    setup: Setup, name: str, bare: Stepper, images: ImageInput | None = None
-) -> dict[str, Any]:
-    """Figures of a phase of stage 2, with the images of the setup or others."""
-    images = images or setup.images
+def phase_figures(setup: Setup, name: str, bare: Stepper, images: ImageInput) -> dict[str, Any]:
+    """Figures of a phase of stage 2, with some input."""
     step, state, context = begun(setup, PHASES[name], resident=images.resident)
     sampler = setup.config.sampler
     return train_steps.phase_figures(
@@ -186,10 +162,7 @@ def local_step(setup: Setup) -> dict[str, Any]:
     plan = np.resize(plan, (2 + work.steps * work.repeats, plan.shape[1]))
     with contextlib.closing(setup.images.batches(plan)) as batches:
         given = ((context, *batch, np.float32(RATE)) for batch in batches)
-        stepper = Stepper(step, state, given, plan.shape[1])
-        for _ in range(work.repeats):
-            stepper.window(work.steps)
-    return stepper.figures()
+        return Stepper(step, state, given, plan.shape[1]).alone(work)
 
 
 def begun(setup: Setup, phase: Phase, *, resident: bool = True) -> tuple[Any, CALRState, Context]:
@@ -237,18 +210,15 @@ def batch_plan(setup: Setup, classes: int, images: int) -> np.ndarray:
 def epoch_parts(setup: Setup) -> dict[str, Any]:
     """Seconds of what stands between the steps of two epochs."""
     config, work = setup.config, setup.work
-    count = work.extracted or len(setup.images)
-    images = setup.images if work.extracted is None else setup.images.images[:count]
-    extract = feature_extractor(
+    extracted = extraction(
+        work,
         setup.graphdef,
-        "embed",
-        mean=config.augment.mean,
-        std=config.augment.std,
-        batch=min(config.evaluation.batch, count),
-        mesh=setup.mesh,
-        description="features",
+        setup.params,
+        setup.batch_stats,
+        setup.images,
+        augment=config.augment,
+        batch=config.evaluation.batch,
     )
-    extraction = repeated(lambda: extract(setup.params, setup.batch_stats, images), 2)
     features, camera = jnp.asarray(setup.features), setup.camid == 0
 
     def labelled() -> np.ndarray:
@@ -262,17 +232,14 @@ def epoch_parts(setup: Setup) -> dict[str, Any]:
             refiner=refine_by_pivots,
         )["labels"]
 
-    found = {
-        "images_per_second": count / extraction["median"],
-        "extraction_seconds": len(setup.images) * extraction["median"] / count,
+    return {
+        **extracted,
         "local_seconds": repeated(
             lambda: camera_labels(features[camera], config.local)["labels"], work.repeats
         ),
         "global_seconds": repeated(labelled, work.repeats),
         "evaluation": evaluation(work, setup.features.shape[1]),
     }
-    say(f"between epochs: {found}")
-    return found
 
 
 def projection(config: CALRConfig, found: dict[str, Any]) -> dict[str, Any]:
@@ -281,17 +248,11 @@ def projection(config: CALRConfig, found: dict[str, Any]) -> dict[str, Any]:
     Left out are what is done once (reading images, compiling, zero-shot figures), logs and
     checkpoints. A phase that was not measured counts as the slowest measured one of stage 2.
     """
-    measured = {
-        name: step["seconds"]["median"]
-        for name, step in found["phases"].items()
-        if "error" not in step
-    }
+    measured = step_seconds(found)
     slowest = max((value for key, value in measured.items() if key in PHASES), default=0.0)
     schedule, local, epoch = config.schedule, config.local, found["epoch"]
     names = [phase_of(number, config).name for number in range(schedule.epochs)]
-    tested = epoch["evaluation"]
     evaluations = max(1, schedule.epochs // config.evaluation.every)
-    extraction = tested["images"] / epoch["images_per_second"]
     parts = {
         "local steps": CAMERAS * local.epochs * local.iterations * measured.get("local", 0.0),
         "steps": schedule.iterations * sum(measured.get(name, slowest) for name in names),
@@ -299,7 +260,7 @@ def projection(config: CALRConfig, found: dict[str, Any]) -> dict[str, Any]:
         "extraction": (schedule.epochs + local.epochs) * epoch["extraction_seconds"],
         "local clusters": CAMERAS * local.epochs * epoch["local_seconds"]["median"],
         "clusters": schedule.epochs * epoch["global_seconds"]["median"],
-        "evaluation": evaluations * (extraction + tested["ranking_seconds"]["median"]),
+        "evaluation": evaluations * evaluation_seconds(epoch),
     }
     return parts | {
         "total": sum(parts.values()),

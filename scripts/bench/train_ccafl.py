@@ -10,22 +10,21 @@ import jax.numpy as jnp
 import numpy as np
 import train_steps
 from flax import nnx
-from measuring import machine, peak_bytes
 from train_steps import (
     CAMERAS,
     IMAGES,
     RATE,
     Stepper,
     Work,
-    attempt,
-    bare_step,
-    brief,
     copied,
     evaluation,
+    evaluation_seconds,
+    extraction,
+    image_size,
     people_features,
+    random_clip,
     repeated,
-    say,
-    streaming,
+    step_seconds,
 )
 
 from ccafl_jax.data.labels import IntraCameraLabels, intra_camera_labels
@@ -47,23 +46,19 @@ from ccafl_jax.methods.ccafl.phases import (
     phase_of,
 )
 from ccafl_jax.methods.ccafl.state import CCAFLState
-from ccafl_jax.models.clip import CLIP, CLIPConfig, TextConfig
-from ccafl_jax.models.layers import Compute
+from ccafl_jax.models.clip import CLIP
 from ccafl_jax.models.prompts import (
     PromptTemplate,
     init_prompts,
     template_embeddings,
     template_from_ids,
 )
-from ccafl_jax.training.features import feature_extractor
 from ccafl_jax.training.inputs import ImageInput, ResidentImages
 from ccafl_jax.training.optimizers import bias_factors
 from ccafl_jax.training.sharding import make_mesh, replicate
 from ccafl_jax.training.state import FlatDict, split_model
 
 IDENTITIES, CLASSES = 751, 3262  # of Market-1501's training set
-TEXT = TextConfig(vocab=49_408, context=77, width=512, heads=8, layers=12)
-TINY_TEXT = TextConfig(vocab=64, context=16, width=32, heads=2, layers=2)
 SENTENCE = (1, 2, 3, 4, 5, 0, 0, 0, 0, 6, 7, 8)  # as long as CLIP's; 0 stands for X
 PROMPT_EPOCHS = {"RN50": 60, "ViT-B/16": 120}  # of the recipes
 
@@ -95,71 +90,45 @@ class Setup:
 
 
 def measure(work: Work) -> dict[str, Any]:
-    """All figures of a work, with a line on stderr for each as soon as it is there."""
+    """All figures of a work."""
     setup = prepare(work)
-    bare = bare_step(
+    names = list(setup.params)
+    bare = train_steps.bare_step(
         work,
         setup.graphdef,
         setup.params,
         setup.batch_stats,
         setup.images,
-        tx=encoder_optimizer(setup.config, list(setup.params)),
-        factors=bias_factors(list(setup.params), setup.config.optimizer.bias_lr_factor),
-        dims=(setup.features.shape[1], setup.embed_dim),
+        tx=encoder_optimizer(setup.config, names),
+        factors=bias_factors(names, setup.config.optimizer.bias_lr_factor),
     )
-    bare.window(work.steps)
-    say(f"bare: {brief(bare.figures())}")
-    steps: dict[str, dict[str, Any]] = {}
-    for name in work.phases:
-        if name == "prompts":
-            steps[name] = attempt(name, lambda: prompt_step(setup))
-        else:
-            steps[name] = attempt(name, lambda name=name: phase_figures(setup, name, bare))
-    found: dict[str, Any] = {
-        "device": machine(),
-        "work": work._asdict(),
-        "sizes": {
-            "image": list(setup.images.shape[1:3]),
-            "images": len(setup.images),
+    return train_steps.measure(
+        work,
+        setup.images,
+        bare,
+        phase=lambda name, images: phase_figures(setup, name, bare, images),
+        alone={"prompts": lambda: prompt_step(setup)},
+        sizes={
             "classes": setup.labels.num_classes,
             "features": setup.features.shape[1],
             "embed_dim": setup.embed_dim,
             "bn_group": setup.config.model.bn_group,
         },
-        "jax": jax.__version__,
-        "bare": bare.figures(),
-        "phases": steps,
-    }
-    if "streaming" in work.inputs:
-        found["streaming"] = streaming(
-            lambda name, images: phase_figures(setup, name, bare, images), setup.images, steps
-        )
-    found["epoch"] = epoch_parts(setup)
-    found["peak_bytes"] = peak_bytes()
-    found["projection"] = projection(setup.config, found)
-    say(f"schedule, projected: {found['projection']}")
-    return found
+        epoch_parts=lambda: epoch_parts(setup),
+        projection=lambda found: projection(setup.config, found),
+    )
 
 
 def prepare(work: Work) -> Setup:
     """Networks with random weights, and a random set."""
-    family = encoders.FAMILIES[work.network]
-    family = family.tiny() if work.tiny else family
-    size = (64, 32) if work.tiny else (256, 128)
+    size = image_size(work)
     config = CCAFLConfig(
         data=DataConfig(height=size[0], width=size[1]),
         model=ModelConfig(compute_dtype=work.dtype, attention=work.attention),
         sampler=SamplerConfig(classes=work.classes, images=work.images),
         prompts=PromptsConfig(epochs=PROMPT_EPOCHS[work.network]),
     )
-    sizes = CLIPConfig(
-        embed_dim=family.embed_dim,
-        vision=family.vision(size),
-        text=TINY_TEXT if work.tiny else TEXT,
-        activation="quick_gelu",
-    )
-    compute = Compute(dtype=jnp.dtype(work.dtype), attention=work.attention)
-    clip = encoders.random_module(lambda: CLIP(sizes, compute=compute, rngs=nnx.Rngs(0)))
+    clip = random_clip(work)
     model, heads = image_model(clip, config, cameras=CAMERAS)
     graphdef, params, batch_stats = split_model(model)
     mesh = make_mesh(1)
@@ -193,11 +162,9 @@ def people(scale: float) -> tuple[np.ndarray, np.ndarray]:
     return pair // CAMERAS, pair % CAMERAS
 
 
-def phase_figures(
-    setup: Setup, name: str, bare: Stepper, images: ImageInput | None = None
-) -> dict[str, Any]:
-    """Figures of a phase of stages 2 and 3, with the images of the setup or others."""
-    config, phase, images = setup.config, phase_named(name), images or setup.images
+def phase_figures(setup: Setup, name: str, bare: Stepper, images: ImageInput) -> dict[str, Any]:
+    """Figures of a phase of stages 2 and 3, with some input."""
+    config, phase = setup.config, phase_named(name)
     context, state = begun(setup, phase)
     step = make_step(
         setup.graphdef,
@@ -278,27 +245,21 @@ def prompt_step(setup: Setup) -> dict[str, Any]:
         for epoch in itertools.count()
         for batch in prompts.batches(count, config, setup.mesh, seed=1, epoch=epoch)
     )
-    stepper = Stepper(step, state, given, config.batch)
-    for _ in range(setup.work.repeats):
-        stepper.window(setup.work.steps)
-    return stepper.figures()
+    return Stepper(step, state, given, config.batch).alone(setup.work)
 
 
 def epoch_parts(setup: Setup) -> dict[str, Any]:
     """Seconds of what stands between the steps of two epochs."""
     config, labels = setup.config, setup.labels
-    count = setup.work.extracted or len(setup.images)
-    images = setup.images if setup.work.extracted is None else setup.images.images[:count]
-    extract = feature_extractor(
+    extracted = extraction(
+        setup.work,
         setup.graphdef,
-        "embed",
-        mean=config.augment.mean,
-        std=config.augment.std,
-        batch=min(config.evaluation.batch, count),
-        mesh=setup.mesh,
-        description="features",
+        setup.params,
+        setup.batch_stats,
+        setup.images,
+        augment=config.augment,
+        batch=config.evaluation.batch,
     )
-    extraction = repeated(lambda: extract(setup.params, setup.batch_stats, images), 2)
     features = jnp.asarray(setup.features)
     association = repeated(
         lambda: memories.associate_features(
@@ -312,15 +273,12 @@ def epoch_parts(setup: Setup) -> dict[str, Any]:
         memories.batch_plan(config, phase, 0, labels.label, clusters(setup))
         return begun(setup, phase)
 
-    found = {
-        "images_per_second": count / extraction["median"],
-        "extraction_seconds": len(setup.images) * extraction["median"] / count,
+    return {
+        **extracted,
         "association_seconds": association,
         "memory_seconds": repeated(rebuilt, setup.work.repeats),
         "evaluation": evaluation(setup.work, setup.features.shape[1]),
     }
-    say(f"between epochs: {found}")
-    return found
 
 
 def projection(config: CCAFLConfig, found: dict[str, Any]) -> dict[str, Any]:
@@ -329,13 +287,9 @@ def projection(config: CCAFLConfig, found: dict[str, Any]) -> dict[str, Any]:
     Left out are what is done once (reading images, compiling, zero-shot figures), logs and
     checkpoints. A phase that was not measured counts as the slowest measured one of its stage.
     """
-    measured = {
-        name: step["seconds"]["median"]
-        for name, step in found["phases"].items()
-        if "error" not in step
-    }
+    measured = step_seconds(found)
 
-    def step_seconds(name: str) -> float:
+    def of_phase(name: str) -> float:
         encoder = {key: value for key, value in measured.items() if key != "prompts"}
         stage = name.split("+")[0]
         same = [value for key, value in encoder.items() if key.split("+")[0] == stage]
@@ -348,15 +302,13 @@ def projection(config: CCAFLConfig, found: dict[str, Any]) -> dict[str, Any]:
     evaluated = {n for n in every if (n + 1) % config.evaluation.every == 0}
     evaluated |= {border - 1, schedule.epochs - 1}
     prompt_steps = config.prompts.epochs * -(-found["sizes"]["images"] // config.prompts.batch)
-    tested = epoch["evaluation"]
-    extraction = tested["images"] / epoch["images_per_second"]
     parts = {
         "prompts": prompt_steps * measured.get("prompts", 0.0),
-        "steps": schedule.iterations * sum(map(step_seconds, names)),
+        "steps": schedule.iterations * sum(map(of_phase, names)),
         "extraction": schedule.epochs * epoch["extraction_seconds"],
         "association": schedule.epochs * epoch["association_seconds"]["median"],
         "memory": schedule.epochs * epoch["memory_seconds"]["median"],
-        "evaluation": len(evaluated) * (extraction + tested["ranking_seconds"]["median"]),
+        "evaluation": len(evaluated) * evaluation_seconds(epoch),
     }
     return parts | {
         "total": sum(parts.values()),

@@ -1,12 +1,13 @@
 """Steps of training, timed: what the benchmarks of all methods share."""
 
 import contextlib
+import functools
 import itertools
 import math
 import statistics
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 import encoders
@@ -15,9 +16,13 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from flax import nnx
-from measuring import spread
+from measuring import machine, peak_bytes, spread
 
+from ccafl_jax.data.augment import AugmentConfig
 from ccafl_jax.evaluation.ranking import rank
+from ccafl_jax.models.clip import CLIP, CLIPConfig, TextConfig
+from ccafl_jax.models.layers import Compute
+from ccafl_jax.training.features import feature_extractor
 from ccafl_jax.training.inputs import ImageInput, StreamedImages
 from ccafl_jax.training.optimizers import apply_scaled
 from ccafl_jax.training.sharding import replicate
@@ -25,6 +30,8 @@ from ccafl_jax.training.state import FlatDict, batch_stats_of, merge_model
 
 CAMERAS, IMAGES = 6, 12_936  # of Market-1501's training set
 QUERIES, GALLERY, TESTED = 3368, 15_913, 750
+TEXT = TextConfig(vocab=49_408, context=77, width=512, heads=8, layers=12)
+TINY_TEXT = TextConfig(vocab=64, context=16, width=32, heads=2, layers=2)
 RATE = 1e-7  # so small that random weights stay as they are
 
 Batches = Iterator[tuple]
@@ -46,6 +53,25 @@ class Work(NamedTuple):
     scale: float
     extracted: int | None
     tiny: bool
+
+
+def image_size(work: Work) -> tuple[int, int]:
+    """Height and width."""
+    return (64, 32) if work.tiny else (256, 128)
+
+
+def random_clip(work: Work) -> CLIP:
+    """The CLIP of a work, with random weights."""
+    family = encoders.FAMILIES[work.network]
+    family = family.tiny() if work.tiny else family
+    sizes = CLIPConfig(
+        embed_dim=family.embed_dim,
+        vision=family.vision(image_size(work)),
+        text=TINY_TEXT if work.tiny else TEXT,
+        activation="quick_gelu",
+    )
+    compute = Compute(dtype=jnp.dtype(work.dtype), attention=work.attention)
+    return encoders.random_module(lambda: CLIP(sizes, compute=compute, rngs=nnx.Rngs(0)))
 
 
 class Stepper:
@@ -91,6 +117,12 @@ class Stepper:
         self._seconds.append((time.perf_counter() - start) / steps)
         return self._seconds[-1]
 
+    def alone(self, work: Work) -> dict[str, Any]:
+        """Figures of a step that has no bare step beside it."""
+        for _ in range(work.repeats):
+            self.window(work.steps)
+        return self.figures()
+
     def figures(self) -> dict[str, Any]:
         """Of all windows so far."""
         metrics = {name: float(value) for name, value in self._metrics.items()}
@@ -110,6 +142,53 @@ class Stepper:
         }
 
 
+def measure(
+    work: Work,
+    images: ImageInput,
+    bare: Stepper,
+    *,
+    phase: Callable[[str, ImageInput], dict[str, Any]],
+    alone: Mapping[str, Callable[[], dict[str, Any]]],
+    sizes: dict[str, int],
+    epoch_parts: Callable[[], dict[str, Any]],
+    projection: Callable[[dict[str, Any]], dict[str, Any]],
+) -> dict[str, Any]:
+    """All figures of a work, with a line on stderr for each as soon as it is there.
+
+    Args:
+      work: what is measured.
+      images: resident.
+      bare: the bare step.
+      phase: figures of a phase, by its name, with some input.
+      alone: figures of the phases with a batch of their own, which have no bare step beside them.
+      sizes: of the method, beside those of the images.
+      epoch_parts: seconds of what stands between the steps of two epochs.
+      projection: seconds of the whole schedule, from all other figures.
+    """
+    bare.window(work.steps)
+    say(f"bare: {brief(bare.figures())}")
+    steps = {
+        name: attempt(name, alone.get(name, functools.partial(phase, name, images)))
+        for name in work.phases
+    }
+    found: dict[str, Any] = {
+        "device": machine(),
+        "work": work._asdict(),
+        "sizes": {"image": list(images.shape[1:3]), "images": len(images), **sizes},
+        "jax": jax.__version__,
+        "bare": bare.figures(),
+        "phases": steps,
+    }
+    if "streaming" in work.inputs:
+        found["streaming"] = streaming(phase, images, steps)
+    found["epoch"] = epoch_parts()
+    say(f"between epochs: {found['epoch']}")
+    found["peak_bytes"] = peak_bytes()
+    found["projection"] = projection(found)
+    say(f"schedule, projected: {found['projection']}")
+    return found
+
+
 def bare_step(
     work: Work,
     graphdef: nnx.GraphDef,
@@ -119,7 +198,6 @@ def bare_step(
     *,
     tx: optax.GradientTransformation,
     factors: dict[str, float],
-    dims: tuple[int, ...],
 ) -> Stepper:
     """Forward, backward and Adam of the image model on one ready batch.
 
@@ -131,16 +209,18 @@ def bare_step(
       images: whose size the batch has.
       tx: the method's optimiser.
       factors: of the learning rate, by parameter.
-      dims: sizes of those features of the model that the loss reads.
     """
+
+    def outputs(model: nnx.Module, images: jax.Array) -> list[jax.Array]:
+        return jax.tree.leaves(model(images, train=True))
 
     def step(state, images, weights, learning_rate):
         params, batch_stats, opt_state = state
 
         def loss_fn(params):
             model = merge_model(graphdef, params, batch_stats)
-            both = model(images, train=True)
-            loss = sum(jnp.vdot(x, weight) for x, weight in zip(both, weights, strict=False))
+            found = outputs(model, images)
+            loss = sum(jnp.vdot(x, weight) for x, weight in zip(found, weights, strict=True))
             return loss, batch_stats_of(model)
 
         (loss, batch_stats), gradients = jax.value_and_grad(loss_fn, has_aux=True)(params)
@@ -149,11 +229,12 @@ def bare_step(
         return (params, batch_stats, opt_state), {"total": loss}
 
     rows = work.classes * work.images
-    given = (
-        encoders.draw((rows, *images.shape[1:]), jnp.float32, 0),
-        [encoders.draw((rows, dim), jnp.float32, 1 + i) for i, dim in enumerate(dims)],
-        np.float32(RATE),
+    batch = encoders.draw((rows, *images.shape[1:]), jnp.float32, 0)
+    shapes = jax.eval_shape(
+        lambda *arrays: outputs(merge_model(graphdef, *arrays), batch), params, batch_stats
     )
+    weights = [encoders.draw(x.shape, jnp.float32, 1 + i) for i, x in enumerate(shapes)]
+    given = (batch, weights, np.float32(RATE))
     params, batch_stats = copied((params, batch_stats))
     state, *given = replicate(((params, batch_stats, tx.init(params)), *given), images.mesh)
     return Stepper(jax.jit(step, donate_argnums=0), state, itertools.repeat(given), rows)
@@ -264,6 +345,45 @@ def people_features(pid: np.ndarray, dim: int, *, seed: int, noise: float = 2.0)
     return features / np.linalg.norm(features, axis=1, keepdims=True)
 
 
+def extraction(
+    work: Work,
+    graphdef: nnx.GraphDef,
+    params: FlatDict,
+    batch_stats: FlatDict,
+    images: ImageInput,
+    *,
+    augment: AugmentConfig,
+    batch: int,
+) -> dict[str, float]:
+    """Images a second of an extraction of features, and its seconds for all images.
+
+    Args:
+      work: how many are extracted.
+      graphdef: of the image model.
+      params: of it.
+      batch_stats: likewise.
+      images: resident.
+      augment: mean and deviation of pixels.
+      batch: images a call, at most.
+    """
+    count = work.extracted or len(images)
+    chosen = images if work.extracted is None else images.images[:count]
+    extract = feature_extractor(
+        graphdef,
+        "embed",
+        mean=augment.mean,
+        std=augment.std,
+        batch=min(batch, count),
+        mesh=images.mesh,
+        description="features",
+    )
+    seconds = repeated(lambda: extract(params, batch_stats, chosen), 2)["median"]
+    return {
+        "images_per_second": count / seconds,
+        "extraction_seconds": len(images) * seconds / count,
+    }
+
+
 def evaluation(work: Work, dim: int) -> dict[str, Any]:
     """Images of a test set and the seconds of its ranking.
 
@@ -290,6 +410,21 @@ def evaluation(work: Work, dim: int) -> dict[str, Any]:
         work.repeats,
     )
     return {"images": queries + gallery, "ranking_seconds": ranking}
+
+
+def evaluation_seconds(epoch: dict[str, Any]) -> float:
+    """Seconds of an evaluation, from the parts of an epoch: features of its images, and ranking."""
+    tested = epoch["evaluation"]
+    return tested["images"] / epoch["images_per_second"] + tested["ranking_seconds"]["median"]
+
+
+def step_seconds(found: dict[str, Any]) -> dict[str, float]:
+    """Median seconds of the steps that were measured, by phase."""
+    return {
+        name: step["seconds"]["median"]
+        for name, step in found["phases"].items()
+        if "error" not in step
+    }
 
 
 def copied(tree: Any) -> Any:

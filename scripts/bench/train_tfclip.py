@@ -11,8 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 from measuring import machine, peak_bytes
-from train_ccafl import TEXT, TINY_TEXT
-from train_steps import RATE, Stepper, attempt, copied, repeated
+from train_steps import RATE, TEXT, TINY_TEXT, Stepper, attempt, copied, repeated
 
 from ccafl_jax.data.clips import dense_clips, training_clips
 from ccafl_jax.data.records import Tracklets
