@@ -2,11 +2,11 @@
 
 Every phase is timed with its own losses, memory banks, augmentation and input, on random weights,
 pixels and labels of Market-1501's size; beside it the bare step: forward, backward and the same
-Adam of the same network on one ready batch, with a trivial loss. With --clips the step of TF-CLIP
-is timed instead, on clips of frames, and the extraction of dense features. Steps are dispatched one
-after the other and waited for at the end of a window; medians and extents are of several windows.
-Each network and dtype runs in a process of its own. Where torch and timm are at hand, the bare step
-runs in PyTorch as well (train_torch.py), compiled on a GPU.
+Adam of the same network on one ready batch, with a trivial loss. An image of TF-CLIP is a frame
+of a clip, and its set has the identities of MARS. Steps are dispatched one after the other and
+waited for at the end of a window; medians and extents are of several windows. Each network and
+dtype runs in a process of its own. Where torch and timm are at hand, the bare step runs in PyTorch
+as well (train_torch.py), compiled on a GPU.
 
 FLOP/s are the compiler's count of the program before it is optimised (of the optimised one where
 the first is not counted, as on GPUs) over the time that a step takes. Peak memory is the
@@ -28,25 +28,31 @@ from measuring import in_own_process, write
 HERE = pathlib.Path(__file__).parent
 EXAMPLES = """\
 examples:
-  python scripts/bench/train.py                                # RN50 small on a CPU; all on a GPU
+  python scripts/bench/train.py                                # all on a GPU, few on a CPU
   python scripts/bench/train.py --quick --networks RN50        # bfloat16, few repeats
   python scripts/bench/train.py --torch /opt/torch/bin/python  # an interpreter that has torch
   python scripts/bench/train.py --json results/train_gpu.json --docs docs/training.md --table gpu
-  python scripts/bench/train.py --clips --json results/train_clips.json    # TF-CLIP's step
+  python scripts/bench/train.py --methods tfclip --frames 8    # clips of so many frames
 """
 
-NETWORKS = {"ccafl": ("RN50", "ViT-B/16"), "calr": ("ResNet-50", "IBN-ResNet-50-a")}
+NETWORKS = {
+    "ccafl": ("RN50", "ViT-B/16"),
+    "calr": ("ResNet-50", "IBN-ResNet-50-a"),
+    "tfclip": ("ViT-B/16", "RN50"),
+}
+TITLES = {"ccafl": "", "calr": "CALR, ", "tfclip": "TF-CLIP, "}
 PHASES = {
     "ccafl": ("prompts", "inter", "inter+text", "inter+text+ical", "intra+text"),
     "calr": ("local", "global+alignment", "global"),
+    "tfclip": ("clips",),
 }
-QUICK = {"ccafl": ("prompts", "inter+text+ical", "intra+text"), "calr": PHASES["calr"]}
-BATCH = {"ccafl": (16, 8), "calr": (16, 16)}
+QUICK = PHASES | {"ccafl": ("prompts", "inter+text+ical", "intra+text")}
+BATCH = {"ccafl": (16, 8), "calr": (16, 16), "tfclip": (4, 4)}
 STAGE_1 = ("prompts", "local")  # with a batch of their own, and so no bare step beside them
 INPUTS = ("resident", "streaming")
 # Goals.
 WAIT = 0.02  # share of the time that steps wait for input
-OVER_BARE = 1.15  # a step of CCAFL over the bare step
+OVER_BARE = 1.15  # a step over the bare step
 TORCH, TORCH_GOAL = 1.0, 1.5  # images/s of the bare step over PyTorch's
 MINUTES = 20  # for the whole schedule on a GPU
 
@@ -65,13 +71,13 @@ def main() -> int:
         print(json.dumps(module.measure(module.Work(**request))))
         return 0
     device = in_own_process(__file__, "device", {})
-    if options.clips:
-        return measure_clips(options, device)
     works = chosen(options, cpu=device["platform"] == "cpu")
-    results: dict[str, Any] = {"device": device, "works": kept(options.json, device, part="bare")}
+    if not works:
+        sys.exit("error: the methods have none of these networks and phases: name others")
+    results: dict[str, Any] = {"device": device, "works": kept(options.json, device)}
     failed = []
     for work in works:
-        name = f"{shown_name(work)} {work['dtype']}"
+        name = shown_name(work)
         if work["attention"] != usual(work, cpu=device["platform"] == "cpu"):
             name += f", {work['attention']} attention"
         print(f"{name}: {work}", flush=True)
@@ -101,86 +107,15 @@ def main() -> int:
     return 1 if missed else 0
 
 
-def measure_clips(options: argparse.Namespace, device: dict[str, Any]) -> int:
-    """Measures TF-CLIP's step, prints a table and returns the exit status."""
-    cpu = device["platform"] == "cpu"
-    works = kept(options.json, device, part="steps")
-    failed = []
-    for work in chosen_clips(options, cpu=cpu):
-        name = f"{work['network']} {work['dtype']}" + (", remat" if work["remat"] else "")
-        print(f"{name}: {work}", flush=True)
-        try:
-            works[name] = in_own_process(__file__, json.dumps(work), {})
-        except subprocess.CalledProcessError as error:  # the other works still run
-            failed.append(f"{name} ended with status {error.returncode}")
-            continue
-        steps = works[name]["steps"].items()
-        failed += [f"{name}, {kind}: {x['error']}" for kind, x in steps if "error" in x]
-        results = {"device": device, "works": works}
-        write(results, options.json, options.docs, f"clips_{options.table}", clips_table(results))
-    print(f"\n{clips_table({'works': works})}\nfailed: {'; '.join(failed) or 'none'}")
-    return 1 if failed else 0
-
-
-def chosen_clips(options: argparse.Namespace, *, cpu: bool) -> list[dict[str, Any]]:
-    """The works, fields of `train_tfclip.Work`: those of the recipe, or smaller ones."""
-    small = cpu or options.tiny
-    batch = options.batch or ((2, 2) if small else (4, 4))
-    networks = options.networks or (["RN50"] if options.tiny else ["ViT-B/16"])
-    dtypes = options.dtypes or (["float32"] if cpu else ["bfloat16", "float32"])
-    return [
-        {
-            "method": "tfclip",
-            "network": network,
-            "dtype": dtype,
-            "attention": usual({"network": network, "dtype": dtype}, cpu=cpu),
-            "classes": batch[0],
-            "images": batch[1],
-            "frames": options.frames or (2 if small else 8),
-            "inputs": options.inputs or list(INPUTS),
-            "steps": options.steps or (1 if small else 10),
-            "repeats": options.repeats or 3,
-            "scale": options.scale or (0.01 if options.tiny else 0.1 if cpu else 1.0),
-            "remat": remat,
-            "tiny": options.tiny,
-        }
-        for network in networks
-        for dtype in dtypes
-        for remat in ([False] if small else [False, True])
-    ]
-
-
-def clips_table(results: dict[str, Any]) -> str:
-    """The figures of TF-CLIP in Markdown: steps and dense features."""
-    lines = [
-        "| network | what | clips/s | frames/s | TFLOP/s | input wait | planned GB | compiled in |",
-        "|---|---|---|---|---|---|---|---|",
-    ]
-    for name, found in results["works"].items():
-        rows = {f"step, {kind}": step for kind, step in found["steps"].items()}
-        for what, row in (rows | {"dense features": found["features"]}).items():
-            if "error" in row:
-                lines.append(f"| {name} | {what} | failed: {row['error']} | | | | | |")
-                continue
-            shown = [f"{row['clips_per_second']:.4g}", f"{row['frames_per_second']:.4g}"]
-            if "flop_rate" in row:
-                shown.append("" if row["flop_rate"] is None else f"{1e-12 * row['flop_rate']:.3g}")
-                shown.append(f"{row['input_wait_share']:.2%}")
-                planned = row["planned_bytes"]
-                shown.append("" if planned is None else f"{1e-9 * planned:.2f}")
-                shown.append(f"{row['compile_seconds']:.1f} s")
-            lines.append(f"| {name} | {what} | {' | '.join(shown + [''] * (6 - len(shown)))} |")
-    return "\n".join(lines)
-
-
 def parse() -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(
         description=__doc__, epilog=EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     add = parser.add_argument
+    networks = dict.fromkeys(sum(NETWORKS.values(), ()))
     add("--methods", nargs="+", choices=list(NETWORKS), default=list(NETWORKS), help="all")
-    add("--networks", nargs="+", choices=sum(NETWORKS.values(), ()), help="all; on a CPU RN50")
+    add("--networks", nargs="+", choices=networks, help="all; TF-CLIP, or on a CPU: its first")
     add("--dtypes", nargs="+", choices=["bfloat16", "float32"], help="both; on a CPU float32")
     add(
         "--attention",
@@ -190,9 +125,8 @@ def parse() -> argparse.Namespace:
     )
     add("--phases", nargs="+", choices=sum(PHASES.values(), ()), help="all")
     add("--inputs", nargs="+", choices=INPUTS, help="resident, and one phase with streaming")
-    add("--batch", nargs=2, type=int, metavar=("P", "K"), help="16 8, CALR 16 16; on a CPU 4 2")
-    add("--clips", action="store_true", help="TF-CLIP's step, on clips, and nothing else")
-    add("--frames", type=int, help="of a clip (8; on a CPU 2)")
+    add("--batch", nargs=2, type=int, metavar=("P", "K"), help="of the recipe; on a CPU 4 2")
+    add("--frames", type=int, help="of a clip of TF-CLIP (8; on a CPU 2)")
     add("--steps", type=int, help="steps in a window (20; on a CPU 1)")
     add("--repeats", type=int, help="windows of each step (5; on a CPU 3)")
     add("--scale", type=float, help="of images and classes (1; on a CPU 0.1)")
@@ -204,21 +138,19 @@ def parse() -> argparse.Namespace:
     add("--docs", type=pathlib.Path, help="page whose table is rewritten")
     add("--table", default="gpu", help="name of the table in the page")
     add("--alone", help=argparse.SUPPRESS)
-    options = parser.parse_args()
-    if options.clips and not {*(options.networks or ())} <= {*NETWORKS["ccafl"]}:
-        parser.error(f"--clips is for CLIP's towers: choose of {', '.join(NETWORKS['ccafl'])}")
-    return options
+    return parser.parse_args()
 
 
 def chosen(options: argparse.Namespace, *, cpu: bool) -> list[dict[str, Any]]:
     """The works, fields of `train_steps.Work`, with what the command line left open."""
     quick, small = options.quick, cpu or options.tiny
     dtypes = ["float32"] if cpu else ["bfloat16"] if quick else ["bfloat16", "float32"]
-    small_batch = (2, 2) if options.tiny else (4, 2) if cpu else None
     works = []
     for method in options.methods:
         phases = [name for name in PHASES[method] if name in (options.phases or PHASES[method])]
-        batch = options.batch or small_batch or BATCH[method]
+        video = method == "tfclip"
+        small_batch = (2, 2) if options.tiny or video else (4, 2)
+        batch = options.batch or (small_batch if small else BATCH[method])
         shared = {
             "method": method,
             "classes": batch[0],
@@ -230,13 +162,16 @@ def chosen(options: argparse.Namespace, *, cpu: bool) -> list[dict[str, Any]]:
             "scale": options.scale or (0.01 if options.tiny else 0.1 if cpu else 1.0),
             "extracted": 64 if small else None,
             "tiny": options.tiny,
+            "frames": (options.frames or (2 if small else 8)) if video else None,
         }
-        few = NETWORKS[method][:1] if cpu or (quick and method == "calr") else NETWORKS[method]
+        single = cpu or video or (quick and method == "calr")
+        few = NETWORKS[method][:1] if single else NETWORKS[method]
         networks = [name for name in NETWORKS[method] if name in (options.networks or few)]
         works += [
-            {"network": network, "dtype": dtype, **shared}
+            {"network": network, "dtype": dtype, "remat": remat, **shared}
             for network in networks
             for dtype in options.dtypes or dtypes
+            for remat in ([False, True] if video and not (small or quick) else [False])
             if phases
         ]
     return [
@@ -247,8 +182,9 @@ def chosen(options: argparse.Namespace, *, cpu: bool) -> list[dict[str, Any]]:
 
 
 def shown_name(work: dict[str, Any]) -> str:
-    """The network, with the method where it is not CCAFL."""
-    return work["network"] if work["method"] == "ccafl" else f"CALR, {work['network']}"
+    """Network and dtype, with the method where it is not CCAFL."""
+    name = f"{TITLES[work['method']]}{work['network']} {work['dtype']}"
+    return f"{name}, remat" if work["remat"] else name
 
 
 def usual(work: dict[str, Any], *, cpu: bool) -> str:
@@ -257,23 +193,11 @@ def usual(work: dict[str, Any], *, cpu: bool) -> str:
     return "cudnn" if fused else "plain"
 
 
-def kept(path: pathlib.Path | None, device: dict[str, Any], *, part: str) -> dict[str, Any]:
-    """Works that the file holds from an earlier run on the same kind of device.
-
-    Args:
-      path: of the file, which need not be there.
-      device: this one.
-      part: what works of the present kind have: "bare", and with --clips "steps".
-
-    Raises:
-      SystemExit: the file is one of the other kind.
-    """
+def kept(path: pathlib.Path | None, device: dict[str, Any]) -> dict[str, Any]:
+    """Works that the file holds from an earlier run on the same kind of device."""
     if path is None or not path.is_file():
         return {}
     earlier = json.loads(path.read_text())
-    for name, found in earlier["works"].items():
-        if part not in found:
-            sys.exit(f"error: {path} holds {name}, which is another table: name another file")
     return earlier["works"] if earlier["device"] == device else {}
 
 
@@ -284,6 +208,8 @@ def pytorch(found: dict[str, Any], options: argparse.Namespace) -> dict[str, Any
         return {"error": "not compared: the networks are tiny"}
     if work["network"].startswith("IBN"):
         return {"error": "not compared: timm has no IBN-a"}
+    if work["frames"]:
+        return {"error": "not compared: timm has no video model"}
     request = {
         "family": work["network"],
         "batch": work["classes"] * work["images"],
@@ -356,7 +282,7 @@ def judge(found: dict[str, Any]) -> list[dict[str, Any]]:
     whole = full and {*QUICK[found["work"]["method"]]} <= {
         name for name, step in found["phases"].items() if "error" not in step
     }
-    if found["device"]["platform"] == "gpu" and whole:
+    if found["device"]["platform"] == "gpu" and whole and "projection" in found:
         minutes = found["projection"]["total"] / 60
         note("minutes of the schedule, projected", minutes, MINUTES, most=True)
     return verdicts
@@ -368,21 +294,19 @@ def save(results: dict[str, Any], options: argparse.Namespace) -> None:
 
 
 def table(results: dict[str, Any]) -> str:
-    """The figures in Markdown: steps, then the parts of the schedule."""
+    """The figures in Markdown: steps, clips, then the parts of the schedule."""
     lines = [
         "| network | step | steps/s (extent) | images/s | TFLOP/s | x bare | x PyTorch "
         "| input wait | planned GB | peak GB | compiled in |",
         "|---|---|---|---|---|---|---|---|---|---|---|",
     ]
     for name, found in results["works"].items():
-        steps = {"bare": found["bare"], **found["phases"]}
-        if "streaming" in found:
-            steps[f"{found['streaming'].get('phase', 'none')}, streaming"] = found["streaming"]
-        for step, figures in steps.items():
+        for step, figures in all_steps(found).items():
             lines.append(f"| {name} | {step} | {' | '.join(cells(figures))} |")
         theirs = found.get("pytorch")
         if theirs:
             lines.append(f"| {name} | bare, PyTorch | {' | '.join(torch_cells(theirs))} |")
+    lines += clip_lines(results)
     for keys, rows in projections(results).items():  # each method has parts of its own
         lines += [
             "",
@@ -395,6 +319,29 @@ def table(results: dict[str, Any]) -> str:
             row = [f"{parts[key]:.0f} s" for key in keys] + [f"{parts['total'] / 60:.1f} min"]
             lines.append(f"| {name} | {' | '.join(row)} |")
     return "\n".join(lines)
+
+
+def all_steps(found: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    """The bare step, the phases and the one with streamed images, by what tables call them."""
+    steps = {"bare": found["bare"], **found["phases"]}
+    if "streaming" in found:
+        steps[f"{found['streaming'].get('phase', 'none')}, streaming"] = found["streaming"]
+    return steps
+
+
+def clip_lines(results: dict[str, Any]) -> list[str]:
+    """A table of clips a second; nothing where only images were trained."""
+    lines = []
+    for name, found in results["works"].items():
+        frames = found["work"].get("frames")
+        steps = all_steps(found) | found["epoch"] if frames else {}
+        for step, figures in steps.items():
+            if "error" not in figures:
+                rate = figures["images_per_second"]
+                title = step.replace("_", " ")
+                lines.append(f"| {name} | {title} | {frames} | {rate / frames:.4g} | {rate:.4g} |")
+    head = ["", "| network | what | frames of a clip | clips/s | frames/s |", "|---" * 5 + "|"]
+    return head + lines if lines else []
 
 
 def projections(results: dict[str, Any]) -> dict[tuple[str, ...], dict[str, dict[str, Any]]]:

@@ -53,6 +53,13 @@ class Work(NamedTuple):
     scale: float
     extracted: int | None
     tiny: bool
+    frames: int | None = None  # of a clip; images are single without it
+    remat: bool = False  # of TF-CLIP's prompts
+
+    @property
+    def rows(self) -> int:
+        """Images of a batch, or frames."""
+        return self.classes * self.images * (self.frames or 1)
 
 
 def image_size(work: Work) -> tuple[int, int]:
@@ -151,7 +158,7 @@ def measure(
     alone: Mapping[str, Callable[[], dict[str, Any]]],
     sizes: dict[str, int],
     epoch_parts: Callable[[], dict[str, Any]],
-    projection: Callable[[dict[str, Any]], dict[str, Any]],
+    projection: Callable[[dict[str, Any]], dict[str, Any]] | None = None,
 ) -> dict[str, Any]:
     """All figures of a work, with a line on stderr for each as soon as it is there.
 
@@ -162,7 +169,7 @@ def measure(
       phase: figures of a phase, by its name, with some input.
       alone: figures of the phases with a batch of their own, which have no bare step beside them.
       sizes: of the method, beside those of the images.
-      epoch_parts: seconds of what stands between the steps of two epochs.
+      epoch_parts: figures of what stands between the steps of two epochs.
       projection: seconds of the whole schedule, from all other figures.
     """
     bare.window(work.steps)
@@ -184,9 +191,15 @@ def measure(
     found["epoch"] = epoch_parts()
     say(f"between epochs: {found['epoch']}")
     found["peak_bytes"] = peak_bytes()
-    found["projection"] = projection(found)
-    say(f"schedule, projected: {found['projection']}")
+    if projection:
+        found["projection"] = projection(found)
+        say(f"schedule, projected: {found['projection']}")
     return found
+
+
+def image_outputs(model: nnx.Module, images: jax.Array) -> Any:
+    """What an image model gives in training."""
+    return model(images, train=True)
 
 
 def bare_step(
@@ -198,28 +211,27 @@ def bare_step(
     *,
     tx: optax.GradientTransformation,
     factors: dict[str, float],
+    outputs: Callable[[nnx.Module, jax.Array], Any] = image_outputs,
 ) -> Stepper:
-    """Forward, backward and Adam of the image model on one ready batch.
+    """Forward, backward and Adam of the model on one ready batch.
 
     Args:
       work: of which the batch is read.
-      graphdef: of the image model.
+      graphdef: of the model.
       params: of it; they are copied.
       batch_stats: likewise.
       images: whose size the batch has.
       tx: the method's optimiser.
       factors: of the learning rate, by parameter.
+      outputs: (model, float[rows, height, width, 3]) -> what the loss reads of it.
     """
-
-    def outputs(model: nnx.Module, images: jax.Array) -> list[jax.Array]:
-        return jax.tree.leaves(model(images, train=True))
 
     def step(state, images, weights, learning_rate):
         params, batch_stats, opt_state = state
 
         def loss_fn(params):
             model = merge_model(graphdef, params, batch_stats)
-            found = outputs(model, images)
+            found = jax.tree.leaves(outputs(model, images))
             loss = sum(jnp.vdot(x, weight) for x, weight in zip(found, weights, strict=True))
             return loss, batch_stats_of(model)
 
@@ -228,16 +240,17 @@ def bare_step(
         params = apply_scaled(params, updates, learning_rate=learning_rate, factors=factors)
         return (params, batch_stats, opt_state), {"total": loss}
 
-    rows = work.classes * work.images
-    batch = encoders.draw((rows, *images.shape[1:]), jnp.float32, 0)
-    shapes = jax.eval_shape(
+    batch = encoders.draw((work.rows, *images.shape[1:]), jnp.float32, 0)
+    found = jax.eval_shape(
         lambda *arrays: outputs(merge_model(graphdef, *arrays), batch), params, batch_stats
     )
-    weights = [encoders.draw(x.shape, jnp.float32, 1 + i) for i, x in enumerate(shapes)]
+    weights = [
+        encoders.draw(x.shape, jnp.float32, 1 + i) for i, x in enumerate(jax.tree.leaves(found))
+    ]
     given = (batch, weights, np.float32(RATE))
     params, batch_stats = copied((params, batch_stats))
     state, *given = replicate(((params, batch_stats, tx.init(params)), *given), images.mesh)
-    return Stepper(jax.jit(step, donate_argnums=0), state, itertools.repeat(given), rows)
+    return Stepper(jax.jit(step, donate_argnums=0), state, itertools.repeat(given), work.rows)
 
 
 def phase_figures(

@@ -1,17 +1,14 @@
-"""What train.py measures of TF-CLIP: steps and dense features, by frames and by clips."""
+"""What train.py measures of TF-CLIP: one network and dtype, in a process of its own."""
 
-import contextlib
-import itertools
-from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import encoders
 import jax
 import jax.numpy as jnp
 import numpy as np
+import train_steps
 from flax import nnx
-from measuring import machine, peak_bytes
-from train_steps import RATE, TEXT, TINY_TEXT, Stepper, attempt, copied, repeated
+from train_steps import Stepper, Work, copied, image_size, random_clip, repeated
 
 from ccafl_jax.data.clips import dense_clips, training_clips
 from ccafl_jax.data.records import Tracklets
@@ -25,34 +22,15 @@ from ccafl_jax.methods.tfclip.config import (
     TFCLIPConfig,
 )
 from ccafl_jax.methods.tfclip.model import video_model
-from ccafl_jax.methods.tfclip.phases import Context, initial_state, make_step
-from ccafl_jax.models.clip import CLIP, CLIPConfig
-from ccafl_jax.models.layers import Compute
+from ccafl_jax.methods.tfclip.phases import Context, initial_state, make_step, rate_factors
 from ccafl_jax.training.features import clip_extractor
 from ccafl_jax.training.inputs import ImageInput, ResidentImages, StreamedImages
+from ccafl_jax.training.optimizers import coupled_adam
 from ccafl_jax.training.sharding import make_mesh, replicate
 from ccafl_jax.training.state import FlatDict, split_model
 
-IDENTITIES, CAMERAS = 625, 6  # of MARS's training set
-TRACKLETS, LENGTH = 4, 16  # of an identity, and frames of each; MARS has 13 of 61
-
-
-class Work(NamedTuple):
-    """A network and how it is measured; see the options of train.py."""
-
-    method: str
-    network: str
-    dtype: str
-    attention: str
-    classes: int
-    images: int
-    frames: int
-    inputs: list[str]
-    steps: int
-    repeats: int
-    scale: float
-    remat: bool
-    tiny: bool
+IDENTITIES, CAMERAS, TRACKLETS = 625, 6, 8298  # of MARS's training set
+SHOWN, LENGTH = 4, 16  # tracklets of an identity, and frames of each; MARS has 13 of 61
 
 
 class Setup(NamedTuple):
@@ -61,46 +39,53 @@ class Setup(NamedTuple):
     work: Work
     config: TFCLIPConfig
     table: Tracklets
-    pixels: np.ndarray
-    mesh: jax.sharding.Mesh
+    images: ResidentImages
     graphdef: nnx.GraphDef
     params: FlatDict
     batch_stats: FlatDict
-    embed_dim: int
+    memory: jax.Array  # float32[identities, joint dim]
+
+    @property
+    def mesh(self) -> jax.sharding.Mesh:
+        """One device."""
+        return self.images.mesh
 
 
 def measure(work: Work) -> dict[str, Any]:
-    """All figures of a work, with a line on stderr for each as soon as it is there."""
+    """All figures of a work."""
     setup = prepare(work)
-    kinds: dict[str, Callable[[], ImageInput]] = {
-        "resident": lambda: ResidentImages(setup.pixels, setup.mesh),
-        "streaming": lambda: StreamedImages(setup.pixels, setup.mesh),
-    }
-    steps = {
-        kind: attempt(f"clips, {kind}", lambda kind=kind: step_figures(setup, kinds[kind]()))
-        for kind in work.inputs
-    }
-    return {
-        "device": machine(),
-        "work": work._asdict(),
-        "sizes": {
-            "image": list(setup.pixels.shape[1:3]),
-            "frames": len(setup.pixels),
-            "identities": len(np.unique(setup.table.pid)),
-            "embed_dim": setup.embed_dim,
-        },
-        "jax": jax.__version__,
-        "steps": steps,
-        "features": dense_features(setup),
-        "peak_bytes": peak_bytes(),
-    }
+    options = setup.config.optimizer
+    bare = train_steps.bare_step(
+        work,
+        setup.graphdef,
+        setup.params,
+        setup.batch_stats,
+        setup.images,
+        tx=coupled_adam(options.weight_decay),
+        factors=rate_factors(setup.params, options),
+        outputs=lambda model, frames: clip_outputs(setup, model, frames),
+    )
+    return train_steps.measure(
+        work,
+        setup.images,
+        bare,
+        phase=lambda _, images: phase_figures(setup, bare, images),
+        alone={},
+        sizes={"classes": setup.memory.shape[0], "embed_dim": setup.memory.shape[1]},
+        epoch_parts=lambda: {"dense_features": dense_features(setup)},
+    )
+
+
+def clip_outputs(setup: Setup, model: nnx.Module, frames: jax.Array) -> Any:
+    """What the video model gives in training, of frames that make up clips."""
+    clips = frames.reshape(-1, setup.work.frames, *frames.shape[1:])
+    cameras = jnp.arange(len(clips)) % CAMERAS
+    return model(clips, cameras, setup.memory, key=jax.random.key(0), train=True)
 
 
 def prepare(work: Work) -> Setup:
     """A network with random weights, and random frames."""
-    family = encoders.FAMILIES[work.network]
-    family = family.tiny() if work.tiny else family
-    size = (64, 32) if work.tiny else (256, 128)
+    size = image_size(work)
     vit = work.network.startswith("ViT")
     config = TFCLIPConfig(
         data=DataConfig(height=size[0], width=size[1]),
@@ -109,24 +94,18 @@ def prepare(work: Work) -> Setup:
         prompt=PromptConfig(remat=work.remat),
         sampler=SamplerConfig(classes=work.classes, tracklets=work.images),
     )
-    sizes = CLIPConfig(
-        embed_dim=family.embed_dim,
-        vision=family.vision(size),
-        text=TINY_TEXT if work.tiny else TEXT,
-        activation="quick_gelu",
-    )
-    compute = Compute(dtype=jnp.dtype(work.dtype), attention=work.attention)
-    clip = encoders.random_module(lambda: CLIP(sizes, compute=compute, rngs=nnx.Rngs(0)))
+    clip = random_clip(work)
     people = max(work.classes, round(work.scale * IDENTITIES))
     model, _ = video_model(clip, config, classes=people, cameras=CAMERAS)
     graphdef, params, batch_stats = split_model(model)
-    count = people * TRACKLETS
+    mesh = make_mesh(1)
+    count = people * SHOWN
     number = np.arange(count, dtype=np.int32)
     table = Tracklets(
         number=number,
         start=number.astype(np.int64) * LENGTH,
         count=np.full(count, LENGTH, np.int64),
-        pid=number // TRACKLETS,
+        pid=number // SHOWN,
         camid=number % CAMERAS,
     )
     shape = (count * LENGTH, *size, 3)
@@ -134,80 +113,62 @@ def prepare(work: Work) -> Setup:
         work=work,
         config=config,
         table=table,
-        pixels=np.random.default_rng(0).integers(0, 256, shape, np.uint8),
-        mesh=make_mesh(1),
+        images=ResidentImages(jax.random.bits(jax.random.key(0), shape, jnp.uint8), mesh),
         graphdef=graphdef,
-        params=params,
-        batch_stats=batch_stats,
-        embed_dim=family.embed_dim,
+        params=replicate(params, mesh),
+        batch_stats=replicate(batch_stats, mesh),
+        memory=encoders.draw((people, clip.config.embed_dim), jnp.float32, 2),
     )
 
 
-def step_figures(setup: Setup, images: ImageInput) -> dict[str, Any]:
-    """Training steps; `input_wait_share` counts the wait while the device still works, too."""
+def phase_figures(setup: Setup, bare: Stepper, images: ImageInput) -> dict[str, Any]:
+    """Figures of the only phase, with some input."""
     work, config, table = setup.work, setup.config, setup.table
-    steps = 2 + work.steps * work.repeats
-    passes = (
-        plan_groups(
-            table.pid,
-            seed=0,
-            epoch=epoch,
-            classes_per_batch=work.classes,
-            images_per_class=work.images,
-        )
-        for epoch in itertools.count()
+    items = plan_groups(
+        table.pid,
+        seed=0,
+        epoch=0,
+        classes_per_batch=work.classes,
+        images_per_class=work.images,
     )
-    batches = itertools.chain.from_iterable(passes)
-    items = np.stack(list(itertools.islice(batches, steps)))
-    plan = training_clips(table, items, frames=work.frames, seed=0, epoch=0)
     context = Context(
         label=jnp.asarray(np.repeat(table.pid, LENGTH), jnp.int32),
         camid=jnp.asarray(np.repeat(table.camid, LENGTH), jnp.int32),
     )
     state = initial_state(config, *copied((setup.params, setup.batch_stats)))
-    people = len(np.unique(table.pid))
-    memory = {"identities": encoders.draw((people, setup.embed_dim), jnp.float32, 2)}
-    context, state = replicate((context, state.replace(memory=memory)), setup.mesh)
-    step = make_step(setup.graphdef, config, mesh=setup.mesh, resident=images.resident)
-    with contextlib.closing(images.batches(plan)) as given:
-        stepper = Stepper(
-            step, state, ((context, *batch, np.float32(RATE)) for batch in given), plan.shape[1]
-        )
-        started = images.wait_seconds
-        seconds = [stepper.window(work.steps) for _ in range(work.repeats)]
-    found = stepper.figures()
-    return found | {
-        "frames_per_second": found["images_per_second"],
-        "clips_per_second": found["images_per_second"] / work.frames,
-        "input_wait_share": (images.wait_seconds - started) / (work.steps * sum(seconds)),
-    }
+    state = state.replace(memory={"identities": jnp.copy(setup.memory)})
+    context, state = replicate((context, state), setup.mesh)
+    return train_steps.phase_figures(
+        work,
+        make_step(setup.graphdef, config, mesh=setup.mesh, resident=images.resident),
+        state,
+        context,
+        training_clips(table, items, frames=work.frames, seed=0, epoch=0),
+        images,
+        bare,
+        iterations=TRACKLETS // (work.classes * work.images),
+    )
 
 
 def dense_features(setup: Setup) -> dict[str, Any]:
-    """Dense features of some tracklets, streamed from the host as test sets are."""
+    """Dense features of tracklets, streamed from the host as test sets are."""
     work, config = setup.work, setup.config
     clips = dense_clips(setup.table, frames=work.frames)
-    batch = config.evaluation.batch if not work.tiny else 4 * work.frames
-    rows = clips.rows[: max(1, work.steps) * max(1, batch // work.frames)]
+    count = len(clips) if work.extracted is None else max(1, work.extracted // work.frames)
+    rows = clips.rows[:count]
     extract = clip_extractor(
         setup.graphdef,
         "embed",
         frames=work.frames,
         mean=config.augment.mean,
         std=config.augment.std,
-        batch=batch,
+        batch=min(config.evaluation.batch, rows.size),
         mesh=setup.mesh,
         description="features",
     )
-    images = StreamedImages(setup.pixels, setup.mesh)
+    images = StreamedImages(np.asarray(setup.images.images), setup.mesh)
     cameras = np.repeat(setup.table.camid, LENGTH)
     seconds = repeated(
-        lambda: extract(setup.params, setup.batch_stats, images, cameras, chosen=rows),
-        work.repeats,
+        lambda: extract(setup.params, setup.batch_stats, images, cameras, chosen=rows), 2
     )
-    frames = rows.size / seconds["median"]
-    return {
-        "seconds": seconds,
-        "frames_per_second": frames,
-        "clips_per_second": frames / work.frames,
-    }
+    return {"seconds": seconds, "images_per_second": rows.size / seconds["median"]}

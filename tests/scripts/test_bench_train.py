@@ -10,6 +10,16 @@ import pytest
 ROOT = pathlib.Path(__file__).parents[2]
 
 
+def run(*words):
+    return subprocess.run(
+        [sys.executable, "scripts/bench/train.py", *words],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
 @pytest.mark.ci
 def test_small_numbers(tmp_path):
     page, figures = tmp_path / "page.md", tmp_path / "r.json"
@@ -20,13 +30,7 @@ def test_small_numbers(tmp_path):
         "CALR, ResNet-50 float32": ["local", "global"],
     }
     asked = [phase for names in phases.values() for phase in names]
-    done = subprocess.run(
-        [sys.executable, "scripts/bench/train.py", "--tiny", "--phases", *asked, *files],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    done = run("--tiny", "--phases", *asked, *files)
     assert "requirements missed:" in done.stdout, done.stderr
     works = json.loads(figures.read_text())["works"]
     assert list(works) == list(phases)
@@ -47,32 +51,34 @@ def test_small_numbers(tmp_path):
 
 
 @pytest.mark.ci
-def test_clips(tmp_path):
-    page, figures = tmp_path / "page.md", tmp_path / "clips.json"
-    page.write_text("<!-- clips_cpu table -->\n<!-- end of clips_cpu table -->\n")
+def test_clips_stand_beside_images(tmp_path):
+    page, figures = tmp_path / "page.md", tmp_path / "r.json"
+    page.write_text("<!-- train_cpu table -->\n<!-- end of train_cpu table -->\n")
+    # What an earlier run left of another method stays.
+    earlier = json.loads((ROOT / "results" / "train_cpu.json").read_text())
+    device = json.loads(run("--alone", "device").stdout)
+    figures.write_text(json.dumps(earlier | {"device": device}))
     files = ["--json", str(figures), "--docs", str(page), "--table", "cpu"]
-    done = subprocess.run(
-        [sys.executable, "scripts/bench/train.py", "--clips", "--tiny", *files],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 0 and "failed: none" in done.stdout, done.stderr
-    found = json.loads(figures.read_text())["works"]["RN50 float32"]
-    assert list(found["steps"]) == ["resident", "streaming"]
-    for step in found["steps"].values():
-        assert step["frames_per_second"] == pytest.approx(2 * step["clips_per_second"])
-        assert 0 <= step["input_wait_share"] < 1 and step["flop_rate"] > 0
-    assert found["features"]["frames_per_second"] > 0
-    text = page.read_text()
-    assert "| RN50 float32 | step, streaming |" in text and "dense features" in text
-    # The other kind of table has a file of its own.
-    done = subprocess.run(
-        [sys.executable, "scripts/bench/train.py", "--tiny", "--json", str(figures)],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 1 and "name another file" in done.stderr, done.stderr
+    done = run("--tiny", "--methods", "tfclip", *files)
+    assert "requirements missed:" in done.stdout, done.stderr
+    works = json.loads(figures.read_text())["works"]
+    assert list(works) == ["RN50 float32", "TF-CLIP, ViT-B/16 float32"]
+    assert works["RN50 float32"] == earlier["works"]["RN50 float32"]
+    found = works["TF-CLIP, ViT-B/16 float32"]
+    for step in (found["bare"], found["streaming"], found["phases"]["clips"]):
+        assert step["flop_rate"] > 0 and step["compile_seconds"] > 0, step
+    assert found["phases"]["clips"]["over_bare"] > 0
+    assert 0 <= found["streaming"]["input_wait_share"] < 1
+    lines = page.read_text().splitlines()
+    clips = [line.split(" | ")[1:] for line in lines if line.count("|") == 6][2:]
+    names = ["bare", "clips", "clips, streaming", "dense features"]
+    assert [name for name, *_ in clips] == names
+    for _, frames, clips_rate, frames_rate in clips:
+        assert frames == "2"
+        assert float(frames_rate.strip(" |")) == pytest.approx(2 * float(clips_rate), rel=1e-3)
+
+
+def test_networks_of_another_method_are_refused():
+    done = run("--methods", "calr", "--networks", "RN50")
+    assert done.returncode == 1
+    assert done.stderr == "error: the methods have none of these networks and phases: name others\n"
