@@ -20,6 +20,8 @@ STUDIES = {
     "rehearsal": "rehearse",
     "growth": "growth",
     "calr": "ablate_calr",
+    "tfclip": "ablate_tfclip",
+    "cclnet": "ablate_cclnet",
 }
 """The script of each study, whose `table` shows what it left in results/."""
 EXAMPLES = """\

@@ -36,3 +36,9 @@ def test_a_changed_figure_changes_the_page(results, tmp_path):
     assert "| no triplets | +12.3 (10.0 to 20.0) |" in made and "old" not in made
     assert "`python scripts/presets.py --config 'configs/a.py:b c'`, seeds 100, 101." in made
     assert made.startswith("before\n") and made.endswith("\nafter\n")
+
+
+def test_every_study_has_its_place_on_the_page(results):
+    page = results.PAGE.read_text()
+    for study in results.STUDIES:
+        assert f"<!-- {study} table -->" in page and f"<!-- end of {study} table -->" in page
