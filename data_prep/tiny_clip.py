@@ -43,6 +43,8 @@ from ccafl_jax.models.clip import (
 from ccafl_jax.models.layers import BNNeck, Compute, GeM, Linear
 from ccafl_jax.models.reid import ReIDModel
 from data_prep import synthetic
+from data_prep.synthetic.cameras import NEAR, THERMAL, VISIBLE
+from data_prep.synthetic.infrared import tones
 
 HEIGHT, WIDTH = 64, 32
 CONTEXT = 44  # the longest complete caption has 41 tokens
@@ -65,6 +67,8 @@ class TinyClipConfig:
       learning_rate: peak of the cosine schedule.
       weight_decay: decoupled, on kernels.
       map_weight: weight of the contrast on the GeM feature.
+      colourless: share of the images without colours, as many in near infrared, in thermal infrared
+        and in grey; their captions tell light from dark in place of colours.
       pad: pixels of the random crop.
     """
 
@@ -79,9 +83,14 @@ class TinyClipConfig:
     weight_decay: float = 0.02
     map_weight: float = 1.0
     pad: int = 4
+    colourless: float = 0.0
 
 
 SMOKE = TinyClipConfig(people=96, cameras=6, images=2, captions=2, steps=4, batch=16)
+
+
+BANDS = (NEAR, THERMAL, VISIBLE)
+"""What images without colours are taken in."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -91,12 +100,14 @@ class Pairs:
     Attributes:
       images: uint8[n, HEIGHT, WIDTH, 3].
       person: int32[n], row of the person of each image.
-      ids: int32[people, captions, CONTEXT], token ids.
-      eot: int32[people, captions], positions of the end-of-text tokens.
+      kind: int32[n], 0 for images in colour, else 1 and the place in BANDS.
+      ids: int32[people, kinds, captions, CONTEXT], token ids of the captions of each kind.
+      eot: int32[people, kinds, captions], positions of the end-of-text tokens.
     """
 
     images: np.ndarray
     person: np.ndarray
+    kind: np.ndarray
     ids: np.ndarray
     eot: np.ndarray
 
@@ -113,7 +124,7 @@ def build(out: pathlib.Path, config: TinyClipConfig, *, eval_seeds: tuple[int, .
       The figures of the README.
     """
     out.mkdir(parents=True, exist_ok=True)
-    write_tokenizer(out)
+    write_tokenizer(out, colourless=config.colourless > 0)
     pairs = draw_pairs(config, Tokenizer(out))
     start = time.perf_counter()
     clip, log = pretrain(config, pairs, vocab=len(json.loads((out / "vocab.json").read_text())))
@@ -135,7 +146,9 @@ def build(out: pathlib.Path, config: TinyClipConfig, *, eval_seeds: tuple[int, .
     return figures
 
 
-def write_tokenizer(directory: pathlib.Path, *, sentences: int = 4000) -> None:
+def write_tokenizer(
+    directory: pathlib.Path, *, sentences: int = 4000, colourless: bool = False
+) -> None:
     """Trains a byte-pair vocabulary on captions and writes the files of a tokenizer.
 
     The files are vocab.json, merges.txt and tokenizer_config.json. Tokens are laid out as in
@@ -145,6 +158,7 @@ def write_tokenizer(directory: pathlib.Path, *, sentences: int = 4000) -> None:
     Args:
       directory: where to.
       sentences: captions to count pairs in.
+      colourless: whether to count pairs in captions of images without colours too.
     """
     from tokenizers import Tokenizer as Trainable
     from tokenizers import models, pre_tokenizers, trainers
@@ -154,6 +168,10 @@ def write_tokenizer(directory: pathlib.Path, *, sentences: int = 4000) -> None:
     words = " ".join(synthetic.VOCABULARY).lower().split()
     corpus = [synthetic.caption(one, rng).lower() for one in people]
     corpus += words + [prompts.TEXT.lower()] * 2
+    if colourless:
+        corpus += [
+            caption_in(one, rng, BANDS[i % len(BANDS)]).lower() for i, one in enumerate(people)
+        ]
     bpe = Trainable(models.BPE(end_of_word_suffix="</w>", continuing_subword_prefix=""))
     bpe.pre_tokenizer = pre_tokenizers.Sequence(
         [
@@ -198,6 +216,13 @@ def draw_pairs(config: TinyClipConfig, tokenizer: Tokenizer) -> Pairs:
     person = np.repeat(np.arange(config.people, dtype=np.int32), config.images)
     camera = rng.integers(config.cameras, size=len(person))
     take = np.tile(np.arange(config.images), config.people)
+    kind = draw_kinds(config, len(person))
+    cameras += [
+        one if band == VISIBLE else synthetic.infrared_camera(one, band)
+        for band in BANDS
+        for one in cameras
+    ]
+    camera = camera + config.cameras * kind
     plan = synthetic.make_plan(people, cameras, person, camera, take, seed=config.seed)
     images = np.empty((len(plan), HEIGHT, WIDTH, 3), np.uint8)
     chunk = 512
@@ -209,13 +234,37 @@ def draw_pairs(config: TinyClipConfig, tokenizer: Tokenizer) -> Pairs:
         )
         for row, picture in enumerate(synthetic.render_images(people, cameras, part)):
             small = Image.fromarray(picture).resize((WIDTH, HEIGHT), Image.Resampling.BICUBIC)
-            images[start + row] = np.asarray(small)
+            grey = kind[start + row] and BANDS[kind[start + row] - 1] == VISIBLE
+            images[start + row] = np.asarray(small.convert("L").convert("RGB") if grey else small)
         bar.update(len(part))
     bar.close()
-    texts = [synthetic.caption(one, rng) for one in people for _ in range(config.captions)]
-    ids, eot = tokenizer.encode(texts, CONTEXT)
-    shape = (config.people, config.captions)
-    return Pairs(images, person, ids.reshape(*shape, CONTEXT), eot.reshape(shape))
+    kinds = (None, *BANDS) if config.colourless else (None,)
+    texts = [
+        caption_in(one, rng, band)
+        for band in kinds
+        for one in people
+        for _ in range(config.captions)
+    ]
+    ids, eot = (
+        np.moveaxis(x.reshape(len(kinds), config.people, config.captions, *x.shape[1:]), 0, 1)
+        for x in tokenizer.encode(texts, CONTEXT)
+    )
+    return Pairs(images, person, kind, ids, eot)
+
+
+def draw_kinds(config: TinyClipConfig, images: int) -> np.ndarray:
+    """Which images have no colours: int32[images], 0 for colour, else 1 and the place in BANDS."""
+    u = np.random.default_rng(config.seed + 2).random(images)
+    place = np.floor(len(BANDS) * u / max(config.colourless, 1e-9))
+    return np.where(u < config.colourless, 1 + place, 0).astype(np.int32)
+
+
+def caption_in(person: synthetic.Person, rng: np.random.Generator, band: str | None) -> str:
+    """A caption of a picture in colour (None) or in one of BANDS, where VISIBLE means grey."""
+    if band is None:
+        return synthetic.caption(person, rng)
+    opening = "A photo" if band == VISIBLE else "An infrared photo"
+    return synthetic.caption(person, rng, tones=tones(person, band), opening=opening)
 
 
 def clip_loss(image: jax.Array, text: jax.Array, log_scale: jax.Array) -> jax.Array:
@@ -282,8 +331,8 @@ def pretrain(config: TinyClipConfig, pairs: Pairs, *, vocab: int) -> tuple[CLIP,
             order = rng.permutation(len(pairs.images))
         rows, order = order[: config.batch], order[config.batch :]
         person = pairs.person[rows]
-        which = rng.integers(ids.shape[1], size=config.batch)
-        text = ids[person, which], pairs.eot[person, which]
+        which = pairs.kind[rows], rng.integers(ids.shape[2], size=config.batch)
+        text = ids[person, *which], pairs.eot[person, *which]
         params, stats, opt_state, losses = step(
             params, stats, opt_state, pairs.images[rows], *text, np.int32(count)
         )
@@ -347,7 +396,8 @@ def fold_scale(clip: CLIP, pairs: Pairs, *, count: int = 512) -> None:
     rows = np.linspace(0, len(pairs.images) - 1, min(count, len(pairs.images))).astype(int)
     person = pairs.person[rows]
     g = jax.jit(lambda x: clip.visual(x, train=False))(normalize(pairs.images[rows]))
-    t = jax.jit(clip.text.encode_ids)(pairs.ids[person, 0], pairs.eot[person, 0])
+    first = person, pairs.kind[rows], 0
+    t = jax.jit(clip.text.encode_ids)(pairs.ids[first], pairs.eot[first])
     length = float(np.exp(min(float(clip.logit_scale[...]), np.log(100.0)))) ** 0.5
     for features, tensors in (
         (g, (clip.visual.attnpool.c_proj.kernel, clip.visual.attnpool.c_proj.bias)),
@@ -477,11 +527,14 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--out", type=pathlib.Path, required=True, help="directory to write")
     parser.add_argument("--steps", type=int, help="training steps")
     parser.add_argument("--seed", type=int, help="seed of the whole run")
+    parser.add_argument(
+        "--colourless", type=float, help="share of the images in infrared or grey (default: 0)"
+    )
     parser.add_argument("--smoke", action="store_true", help="seconds of everything, no quality")
     parser.add_argument("--eval-seeds", type=int, nargs="*", default=[100, 101, 102])
     args = parser.parse_args(argv)
     config = SMOKE if args.smoke else TinyClipConfig()
-    changes = {"steps": args.steps, "seed": args.seed}
+    changes = {"steps": args.steps, "seed": args.seed, "colourless": args.colourless}
     config = dataclasses.replace(config, **{k: v for k, v in changes.items() if v is not None})
     seeds = args.eval_seeds[:1] if args.smoke else args.eval_seeds
     figures = build(args.out, config, eval_seeds=tuple(seeds))

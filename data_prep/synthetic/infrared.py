@@ -12,9 +12,13 @@ import numpy as np
 from PIL import Image
 
 from data_prep.synthetic import streams
-from data_prep.synthetic.cameras import NEAR, THERMAL, Camera
-from data_prep.synthetic.people import Person
+from data_prep.synthetic.cameras import NEAR, THERMAL, VISIBLE, Camera
+from data_prep.synthetic.people import COLOURS, Person
 
+_DYED = {"top_colour": 0, "bottom_colour": 4, "shoes": 5, "head": 7, "bag": 8}
+_PARTS = dict(zip(_DYED, ("top", "bottom", "shoe", "headwear", "bag"), strict=True))
+_DYED_ALIKE = 0.5
+"""How much of a cloth's shade in near infrared is what the eye sees; the rest is drawn."""
 _AMBIENT = {NEAR: 118.0, THERMAL: 62.0}
 _CONTRAST = {NEAR: 0.9, THERMAL: 0.22}
 # Light from one side makes a shade up to 1.21 times as bright, in eight bits.
@@ -42,6 +46,9 @@ def infrared_camera(camera: Camera, band: str) -> Camera:
         band=band,
         blur=camera.blur + (0.5 if thermal else 0.1),
         noise=camera.noise * (0.6 if thermal else 1.0),
+        # Lamps beside the camera, and warmth, are the same at every visit, unlike daylight.
+        exposure_spread=camera.exposure_spread * 0.25,
+        gradient=camera.gradient * 0.5,
         scenes=tuple(_gray_scene(scene, weights, band) for scene in camera.scenes),
         obstacles=tuple(
             (kind, (_gray_colour(colour, weights, band),) * 3) for kind, colour in camera.obstacles
@@ -69,8 +76,32 @@ def shades(person: Person, band: str) -> dict[str, np.ndarray]:
     return {name: np.full(3, min(max(gray, 12.0), _BRIGHTEST)) for name, gray in grays.items()}
 
 
+def tones(person: Person, band: str) -> dict[str, str]:
+    """Whether clothes are light or dark in infrared, or in a grey picture of visible light.
+
+    Args:
+      person: who.
+      band: NEAR, THERMAL or VISIBLE.
+
+    Returns:
+      "light" or "dark" by attribute, with those keys of `people.attributes` that name colours.
+    """
+    if band == VISIBLE:
+        light = {name: _lightness(person.value(name)[-1]) > 0.4 for name in _DYED}
+    else:
+        grays = shades(person, band)
+        light = {name: grays[part][0] > 130 for name, part in _PARTS.items()}
+    words = {"head": "headwear"}
+    return {words.get(name, name): "light" if is_so else "dark" for name, is_so in light.items()}
+
+
 def _near(person, u):
-    top = 62.0 + 150.0 * u[0]
+    seen = {name: _lightness(person.value(name)[-1]) for name in _DYED}
+    shade = {
+        name: _DYED_ALIKE * lightness + (1 - _DYED_ALIKE) * u[column]
+        for (name, column), lightness in zip(_DYED.items(), seen.values(), strict=True)
+    }
+    top = 62.0 + 150.0 * shade["top_colour"]
     return {
         "skin": 204.0 - 16.0 * person.skin,
         "top": top,
@@ -78,13 +109,19 @@ def _near(person, u):
         "second": top + 110.0 * (u[1] - 0.5),
         "mark": top + 130.0 * (u[2] - 0.5),
         "inner": 150.0 + 70.0 * u[3],
-        "bottom": 54.0 + 150.0 * u[4],
-        "shoe": 44.0 + 110.0 * u[5],
+        "bottom": 54.0 + 150.0 * shade["bottom_colour"],
+        "shoe": 44.0 + 110.0 * shade["shoes"],
         "hair": 48.0 + 50.0 * u[6],
-        "headwear": 50.0 + 150.0 * u[7],
-        "bag": 50.0 + 150.0 * u[8],
+        "headwear": 50.0 + 150.0 * shade["head"],
+        "bag": 50.0 + 150.0 * shade["bag"],
         "feature": 46.0,
     }
+
+
+def _lightness(colour: str) -> float:
+    """How light the eye sees a colour, 0 to 1; 0 for what is not there."""
+    red, green, blue = COLOURS.get(colour, (0, 0, 0))
+    return (0.299 * red + 0.587 * green + 0.114 * blue) / 255
 
 
 def _thermal(person, u):

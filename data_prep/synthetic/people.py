@@ -10,7 +10,7 @@ the people of a data set ("data"), and passers-by ("bystander") are neither.
 import dataclasses
 import functools
 import itertools
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
@@ -33,6 +33,7 @@ COLOURS = {
     "purple": (112, 54, 130),
     "pink": (218, 128, 160),
 }
+_COLOUR_WORDS = {*COLOURS, "blond"}
 
 # Every attribute: its values with their popularity. A value is a tuple of words.
 ATTRIBUTES: dict[str, dict[tuple[str, ...], float]] = {
@@ -254,7 +255,12 @@ def attributes(person: Person) -> dict[str, str]:
 
 
 def caption(
-    person: Person, rng: np.random.Generator, drop: tuple[float, float] = (0.3, 0.5)
+    person: Person,
+    rng: np.random.Generator,
+    drop: tuple[float, float] = (0.3, 0.5),
+    *,
+    tones: Mapping[str, str] | None = None,
+    opening: str = "A photo",
 ) -> str:
     """One sentence about a person that leaves out a share of the attributes.
 
@@ -265,17 +271,31 @@ def caption(
       person: whom to describe.
       rng: draws which attributes are dropped.
       drop: smallest and largest share dropped.
+      tones: of a picture without colours, the word in place of each colour: see
+        `infrared.tones`.
+      opening: how the sentence begins.
 
     Returns:
       For example "A photo of a man with short black hair, a striped red shirt, blue trousers.".
     """
-    words = attributes(person)
+    words = attributes(person) if tones is None else _toned(attributes(person), tones)
     names = [name for name in words if name != "gender"]
     lowest, highest = np.ceil(drop[0] * len(names)), np.floor(drop[1] * len(names))
     count = int(rng.integers(lowest, max(lowest, highest) + 1))
     for place in rng.permutation(len(names))[:count]:
         del words[names[place]]
-    return _sentence(words)
+    return _sentence(words, opening)
+
+
+def _toned(words: dict[str, str], tones: Mapping[str, str]) -> dict[str, str]:
+    """The words with a tone in place of the first colour, and without the others."""
+    toned = {}
+    for name, phrase in words.items():
+        plain = [word for word in phrase.split() if word not in _COLOUR_WORDS]
+        tone = [tones[name]] if name in tones else []
+        if tone + plain:
+            toned[name] = " ".join(tone + plain)
+    return toned
 
 
 def code_distance(first: Sequence[Person], second: Sequence[Person]) -> np.ndarray:
@@ -289,7 +309,7 @@ def code_distance(first: Sequence[Person], second: Sequence[Person]) -> np.ndarr
     return (a[:, None] != b[None]).sum(-1)
 
 
-def _sentence(words: dict[str, str]) -> str:
+def _sentence(words: dict[str, str], opening: str) -> str:
     items = []
     if "hair" in words:
         items.append(words["hair"])
@@ -309,7 +329,7 @@ def _sentence(words: dict[str, str]) -> str:
     if "bag" in words:
         items.append(_article(words["bag"]))
     who = _article(f"{words.get('build', '')} {words['gender']}".strip())
-    return f"A photo of {who}" + (f" with {', '.join(items)}." if items else ".")
+    return f"{opening} of {who}" + (f" with {', '.join(items)}." if items else ".")
 
 
 def _article(phrase: str) -> str:

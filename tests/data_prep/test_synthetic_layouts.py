@@ -389,7 +389,7 @@ def test_the_market_folder_and_the_pictures_of_the_layouts_are_as_before():
     assert (synthetic.LAYOUTS_VERSION, digest.hexdigest()) == ("1.1", PINNED)
 
 
-PINNED = "8bf19c58dfe170382e08ec99dcea0a0b85801845bb4ffc8f0b541cf0e0b82b53"
+PINNED = "d5f9f401967c4f3721f6cebc2932805ec339c5edb22136aae109b1a6d27c05f1"
 
 
 def test_a_finished_set_is_kept_and_another_refused(sets):
@@ -467,8 +467,9 @@ def wearing(person, **values):
     return dataclasses.replace(person, code=tuple(code))
 
 
-@pytest.mark.parametrize("band", [NEAR, THERMAL])
-def test_colours_do_not_survive_in_infrared(band):
+@pytest.mark.parametrize(("band", "most"), [(NEAR, 0.85), (THERMAL, 0.2)])
+def test_colours_do_not_survive_in_infrared(band, most):
+    """In near infrared one half of a shade is drawn: a third of its variance and more."""
     people = synthetic.draw_people(np.arange(1, 256), seed=1)
     people = [wearing(person, bag=0, pattern=0, print=0) for person in people]
     torso = np.s_[50:60, 28:36]
@@ -478,7 +479,10 @@ def test_colours_do_not_survive_in_infrared(band):
     )
     assert gray.std() > 5
     for channel in (*light.T, light.mean(-1)):
-        assert abs(correlation(gray[:, 0], channel)) < 0.2
+        assert abs(correlation(gray[:, 0], channel)) < most
+    # People in the same colour have shades from dark to light.
+    black = light.mean(-1) < 40
+    assert band == THERMAL or np.ptp(gray[black, 0]) > 50
 
 
 def test_a_shade_belongs_to_the_person_and_the_band():

@@ -10,6 +10,9 @@ import ccafl_jax
 from ccafl_jax.models import prompts
 from ccafl_jax.models.clip import Tokenizer, load_clip
 from data_prep import synthetic, tiny_clip
+from data_prep.synthetic.cameras import NEAR, VISIBLE
+from data_prep.synthetic.infrared import tones
+from data_prep.synthetic.people import COLOURS
 
 ASSET = pathlib.Path(ccafl_jax.__file__).parent / "assets" / "tiny_clip"
 
@@ -114,7 +117,7 @@ def test_shipped_towers_belong_together(shipped):
     pairs = tiny_clip.draw_pairs(config, Tokenizer(ASSET))
     images = tiny_clip.normalize(pairs.images)
     g = jax.jit(lambda x: shipped.visual(x, train=False))(images)
-    t = jax.jit(shipped.text.encode_ids)(pairs.ids[:, 0], pairs.eot[:, 0])
+    t = jax.jit(shipped.text.encode_ids)(pairs.ids[:, 0, 0], pairs.eot[:, 0, 0])
     lengths = jnp.mean(jnp.linalg.norm(g, axis=1)) * jnp.mean(jnp.linalg.norm(t, axis=1))
     scale = jnp.exp(shipped.logit_scale[...])
     np.testing.assert_allclose(lengths, scale, rtol=0.15)
@@ -133,9 +136,35 @@ def test_pairs_are_deterministic_and_of_the_domain(vocabulary):
     one, two = (tiny_clip.draw_pairs(config, tokenizer) for _ in range(2))
     np.testing.assert_array_equal(one.images, two.images)
     np.testing.assert_array_equal(one.ids, two.ids)
-    assert one.images.shape == (8, 64, 32, 3)
+    assert one.images.shape == (8, 64, 32, 3) and one.ids.shape[:3] == (4, 1, 2)
+    assert not one.kind.any()
     assert one.person.tolist() == [0, 0, 1, 1, 2, 2, 3, 3]
     assert (np.take_along_axis(one.ids, one.eot[..., None], -1) == one.ids.max()).all()
+
+
+def test_images_without_colours_have_captions_of_their_own(tmp_path):
+    tiny_clip.write_tokenizer(tmp_path, sentences=300, colourless=True)
+    config = tiny_clip.TinyClipConfig(people=40, cameras=2, images=2, captions=2, colourless=0.6)
+    pairs = tiny_clip.draw_pairs(config, Tokenizer(tmp_path))
+    share = np.bincount(pairs.kind, minlength=4) / len(pairs.kind)
+    np.testing.assert_allclose(share, [0.4, 0.2, 0.2, 0.2], atol=0.12)
+    spread = np.ptp(pairs.images.astype(int), axis=-1).mean((1, 2))
+    assert spread[pairs.kind > 0].max() == 0 < spread[pairs.kind == 0].min()
+    assert pairs.ids.shape[:3] == (40, 4, 2)
+
+
+def test_captions_of_a_grey_or_an_infrared_picture_tell_light_from_dark():
+    rng = np.random.default_rng(0)
+    people = synthetic.draw_people(range(60), seed=1, domain="pretrain")
+    named = {*COLOURS, "blond"}
+    for band, opening in ((None, "A photo of"), (VISIBLE, "A photo of"), (NEAR, "An infrared")):
+        texts = [tiny_clip.caption_in(one, rng, band) for one in people]
+        words = {word.strip(".,") for text in texts for word in text.split()}
+        assert all(text.startswith(opening) for text in texts)
+        assert {"light", "dark"} <= words or band is None
+        assert not named & words or band is None
+    black = next(one for one in people if one.value("top_colour") == ("black",))
+    assert tones(black, VISIBLE)["top_colour"] == "dark"
 
 
 @pytest.mark.ci
