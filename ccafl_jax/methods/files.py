@@ -16,6 +16,8 @@ from ccafl_jax.models.hub import local_directory
 
 TINY_CLIP = "tiny_clip"
 """Name of the CLIP that is shipped with the package, for small synthetic images."""
+SHIPPED = (TINY_CLIP, "tiny_clip_infrared")
+"""Names of all such; the second saw images in infrared and in grey too."""
 
 log = logging.getLogger("ccafl_jax")
 
@@ -83,7 +85,7 @@ def weights_directory(name: str, kind: str) -> pathlib.Path:
     """The folder of weights, fetched if it is named by a Hub id.
 
     Args:
-      name: a folder, a Hub id, or `TINY_CLIP`.
+      name: a folder, a Hub id, or one of `SHIPPED`.
       kind: what is looked for, for messages: "a CLIP checkpoint".
 
     Raises:
@@ -95,6 +97,6 @@ def weights_directory(name: str, kind: str) -> pathlib.Path:
             f"no weights: set --config.model.weights to the folder or the Hub id of {kind}, or to "
             f"{TINY_CLIP}, the small CLIP of the demonstration"
         )
-    if name == TINY_CLIP:
-        return pathlib.Path(str(importlib.resources.files("ccafl_jax") / "assets" / TINY_CLIP))
+    if name in SHIPPED:
+        return pathlib.Path(str(importlib.resources.files("ccafl_jax") / "assets" / name))
     return local_directory(name)

@@ -108,6 +108,19 @@ def test_shipped_model_is_for_this_generator():
     assert (ASSET / "README.md").read_text() == tiny_clip.model_card(figures)
 
 
+def test_shipped_model_of_infrared_is_of_its_size_and_settings():
+    folder = ASSET.with_name("tiny_clip_infrared")
+    assert sum(path.stat().st_size for path in folder.iterdir()) < 6e6
+    figures = json.loads((folder / "figures.json").read_text())
+    assert figures["settings"]["colourless"] == 0.5
+    assert figures["generator_sample_sha256"] == synthetic.SAMPLE_SHA256
+    assert (folder / "README.md").read_text() == tiny_clip.model_card(figures)
+    # Crossing from infrared to visible light remains to be learnt.
+    assert all(row["f"]["times_chance"] < 2 for row in figures["across_light"])
+    model = load_clip(folder)
+    assert model.config.embed_dim == tiny_clip.EMBED_DIM
+
+
 def test_shipped_towers_belong_together(shipped):
     """People it never saw: the right caption of 16 is found far more often than by chance.
 
