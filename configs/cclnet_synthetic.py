@@ -5,7 +5,7 @@
 
 `configs/cclnet_synthetic.py:smoke` runs all stages and every phase in a few steps (does it run, not
 does it learn); `configs/cclnet_synthetic.py:regdb` has the layout of RegDB in place of SYSU-MM01's;
-`configs/cclnet_synthetic.py:ablation` is the recipe of scripts/ablate_cclnet.py, on fewer people.
+`configs/cclnet_synthetic.py:ablation` is the recipe of scripts/ablate_cclnet.py, of fewer steps.
 
 Small images, small batches and a short schedule need larger rates than the published ones.
 """
@@ -26,15 +26,15 @@ def get_config(variant: str = "") -> ConfigDict:
     config.data.name = "synthetic_sysumm01"
     config.data.height, config.data.width = 64, 32
     config.data.synthetic_ids = 60
-    config.model.weights = "tiny_clip"
+    config.model.weights = "tiny_clip_infrared"
     config.augment.pad = 4
-    config.clustering.k1 = 20
+    config.clustering.k1, config.clustering.k2, config.clustering.eps = 10, 3, 0.5
     config.sampler.classes, config.sampler.images = 4, 8
     config.prompts.epochs, config.prompts.base_lr = 8, 3e-3
-    config.schedule.prepare_epochs = config.schedule.train_epochs = 10
-    config.schedule.iterations = 40
+    config.schedule.prepare_epochs = config.schedule.train_epochs = 14
+    config.schedule.iterations = 60
     config.optimizer.base_lr = 1e-3
-    config.optimizer.warmup_epochs, config.optimizer.milestones = 2, (9,)
+    config.optimizer.warmup_epochs, config.optimizer.milestones = 2, (12,)
     config.swap.start = 5
     config.evaluation.every = 5
     if variant:
@@ -58,8 +58,8 @@ def as_regdb(config: ConfigDict) -> None:
 
 
 def separate(config: ConfigDict) -> None:
-    """Fewer people, for studies of many runs."""
-    config.data.synthetic_ids = 40
+    """Fewer steps, for studies of many runs."""
+    config.schedule.iterations = 40
     config.evaluation.every = 0
 
 
