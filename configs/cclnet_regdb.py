@@ -4,6 +4,7 @@
     python scripts/train.py --config configs/cclnet_regdb.py --config.data.split=$split \
         --config.data.root=DIR --config.model.weights=CLIP_DIR --workdir runs/cclnet_regdb_$split
   done
+  python scripts/average.py runs/cclnet_regdb_*
 
 DIR holds Visible, Thermal and idx, and CLIP_DIR a CLIP RN50. Published figures are means over the
 ten splits; the release trains on SYSU-MM01 alone, and the paper's settings for RegDB are not known.

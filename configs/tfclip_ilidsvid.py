@@ -5,6 +5,7 @@
         --config.data.root=DIR --config.model.weights=CLIP_VIT_B16_DIR \
         --workdir runs/tfclip_ilidsvid_$split
   done
+  python scripts/average.py runs/tfclip_ilidsvid_*
 
 Figures are means over the ten splits (docs/tfclip.md). Training takes windows of eight frames, four
 apart, as published, but reaches the last frame of each tracklet. Tests are of whole tracklets,

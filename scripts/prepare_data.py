@@ -1,4 +1,7 @@
-"""Checks a raw data set and prepares it: TFDS records in ArrayRecord files, columns beside them."""
+"""Checks a raw data set and prepares it: TFDS records in ArrayRecord files, columns beside them.
+
+Of SYSU-MM01 it can also write the arrays that CCLNet's release trains on (--arrays).
+"""
 
 import argparse
 import pathlib
@@ -22,6 +25,8 @@ examples:
     python scripts/prepare_data.py --dataset veri776 --raw RAW --out DIR --skip-broken 3
   your own images, listed in a manifest (see docs/own_data.md)
     python scripts/prepare_data.py --dataset manifest --raw crops/manifest.csv --out DIR
+  SYSU-MM01 as the arrays that CCLNet's release trains on: train_{rgb,ir}_resized_*.npy
+    python scripts/prepare_data.py --dataset sysumm01 --raw SYSU-MM01 --arrays SYSU-MM01
   read every record of a prepared set again and compare it with its hash
     python scripts/prepare_data.py --dataset market1501 --out DIR --check
 
@@ -38,6 +43,11 @@ def main() -> None:
     parser.add_argument("--raw", help="folder of the download, or one above it; or a manifest")
     parser.add_argument("--out", help="folder for prepared data sets")
     parser.add_argument(
+        "--arrays",
+        metavar="DIR",
+        help="folder for the training images of SYSU-MM01, resized, as CCLNet's release keeps them",
+    )
+    parser.add_argument(
         "--check", action="store_true", help="print counts beside the published ones, write nothing"
     )
     parser.add_argument(
@@ -53,7 +63,7 @@ def main() -> None:
         help="leave out up to N unreadable images and list them in the metadata",
     )
     parser.add_argument("--distractors", help="folder of further gallery images of nobody")
-    parser.add_argument("--overwrite", action="store_true", help="prepare the set again")
+    parser.add_argument("--overwrite", action="store_true", help="replace what is already there")
     parser.add_argument("--workers", type=int, help="threads (default: one per processor)")
     arguments = parser.parse_args()
     start_logging()
@@ -71,11 +81,13 @@ def run(arguments: argparse.Namespace) -> int:
         raise ValueError(f"--workers is {arguments.workers}; expected 1 or more")
     if arguments.skip_broken < 0:
         raise ValueError(f"--skip-broken is {arguments.skip_broken}; expected 0 or more")
+    if arguments.arrays:
+        check_arrays(arguments)
     if not arguments.raw and not (arguments.check and arguments.out):
         raise ValueError("--raw DIR is missing: the folder of the download")
     if not arguments.raw:
         return check_prepared(arguments)
-    if not arguments.check and not arguments.out:
+    if not arguments.check and not arguments.out and not arguments.arrays:
         raise ValueError("--out DIR is missing: the folder for prepared data sets; or --check")
     collection = read_raw(arguments)
     found = report(collection)
@@ -84,7 +96,24 @@ def run(arguments: argparse.Namespace) -> int:
         return 1
     if arguments.check:
         return 0
-    return write(arguments, collection)
+    return write_arrays(arguments, collection) if arguments.arrays else write(arguments, collection)
+
+
+def check_arrays(arguments: argparse.Namespace) -> None:
+    """Raises ValueError where --arrays does not fit the other options."""
+    from ccafl_jax.data.layouts import LAYOUTS
+    from ccafl_jax.data.layouts.sysumm01 import read_sysumm01
+
+    taken = [name for name, layout in LAYOUTS.items() if layout.read is read_sysumm01]
+    if arguments.dataset not in taken:
+        raise ValueError(
+            f"--arrays is a form of SYSU-MM01 alone ({', '.join(taken)}), not of "
+            f"{arguments.dataset}; leave it out"
+        )
+    if arguments.out:
+        raise ValueError("--out and --arrays are two forms of a data set; give one at a time")
+    if arguments.skip_broken:
+        raise ValueError("--arrays takes whole images only; mend the broken ones, or use --out")
 
 
 def read_raw(arguments: argparse.Namespace) -> "Collection":
@@ -136,6 +165,27 @@ def write(arguments: argparse.Namespace, collection: "Collection") -> int:
     for image in result.skipped:
         print(f"left out: {image.part}/{image.path}: {image.reason}")
     print(f"prepared: {result.images:,} images in {result.folder}")
+    return 0
+
+
+def write_arrays(arguments: argparse.Namespace, collection: "Collection") -> int:
+    """Writes the arrays of CCLNet's release and says where they lie."""
+    from ccafl_jax.data.layouts import sysumm01
+
+    try:
+        files = sysumm01.write_arrays(
+            collection,
+            arguments.arrays,
+            overwrite=arguments.overwrite,
+            workers=arguments.workers,
+            progress=sys.stderr.isatty(),
+        )
+    except FileExistsError as error:
+        raise FileExistsError(f"{error}, or --overwrite to make all six again") from None
+    size = sum(file.stat().st_size for file in files)
+    images = len(collection.parts["train"])
+    print(f"written: {images:,} images, {size / 1e9:.2f} GB, in {len(files)} files: ", end="")
+    print(f"{files[0].parent}/train_{{rgb,ir}}_resized_{{img,label,path}}.npy")
     return 0
 
 

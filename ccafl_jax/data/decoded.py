@@ -49,11 +49,43 @@ def load_images(
     if images is None:
         _make_folder(path.parent)
         with replacing(path) as partial:
-            images = _map_new(partial, shape)
-            _decode_all(records, pixels, images, progress, workers)
-            images.flush()
+            advice = "name another folder (data.cache), or none"
+            write_images(
+                partial, records, pixels, advice=advice, progress=progress, workers=workers
+            )
         images = np.load(path, mmap_mode="r", allow_pickle=False)
     return images
+
+
+def write_images(
+    path: str | os.PathLike,
+    records: Records,
+    pixels: PixelFormat,
+    *,
+    advice: str = "name another folder",
+    progress: bool = True,
+    workers: int | None = None,
+) -> None:
+    """Decodes and resizes images into a .npy file, which is mapped: never are all in memory.
+
+    The file is half-written until this returns; see `replacing`.
+
+    Args:
+      path: of the file, which need not end in .npy.
+      records: n images, at least one; the file becomes uint8[n, height, width, 3], RGB.
+      pixels: size and filter.
+      advice: what else can be done where the disk is full, for the message.
+      progress: shows a bar with the time left.
+      workers: decoding threads; the number of processors when None.
+
+    Raises:
+      FileNotFoundError, ValueError: as `load_images`.
+      OSError: the file cannot be written, or there is no room for it.
+    """
+    path = pathlib.Path(path)
+    images = _map_new(path, (len(records), pixels.height, pixels.width, 3), advice)
+    _decode_all(records, pixels, images, progress, workers)
+    images.flush()
 
 
 def decode_rows(
@@ -117,7 +149,7 @@ def _make_folder(folder: pathlib.Path) -> None:
         ) from error
 
 
-def _map_new(path: pathlib.Path, shape: tuple[int, ...]) -> np.ndarray:
+def _map_new(path: pathlib.Path, shape: tuple[int, ...], advice: str) -> np.ndarray:
     """A new array in a file, with room on the disk for all of it.
 
     Without that, a disk that fills up would end the process at a write to the array.
@@ -130,7 +162,7 @@ def _map_new(path: pathlib.Path, shape: tuple[int, ...]) -> np.ndarray:
     except OSError as error:
         raise OSError(
             f"cannot write {np.prod(shape) / 1e9:.1f} GB of decoded images to {path.parent}: "
-            f"{error.strerror}; make room, or name another folder (data.cache), or none"
+            f"{error.strerror}; make room, or {advice}"
         ) from error
     return images
 

@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 
 from ccafl_jax.data.known import PUBLISHED, Totals
+from ccafl_jax.data.layouts import read_folder
 from ccafl_jax.data.prepared import open_prepared
-from data_prep.synthetic import SyntheticConfig, write_folder
+from data_prep.synthetic import SyntheticConfig, layout_of, write_folder, write_layout
 from tests.data.images import encoded, random_pixels
 
 ROOT = pathlib.Path(__file__).parents[2]
@@ -113,6 +114,36 @@ def test_distractors(command, raw, tmp_path):
     assert status == 2 and "mars takes no distractors" in err
 
 
+@pytest.fixture(scope="module")
+def sysumm01(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("modalities") / "SYSU-MM01"
+    sizes = {"train_ids": 3, "val_ids": 1, "test_ids": 2, "images": 1, "height": 32, "width": 16}
+    write_layout(folder, "sysumm01", layout_of("sysumm01").config(**sizes))
+    return folder
+
+
+def test_arrays_of_the_release(command, sysumm01, tmp_path):
+    asked = ("--dataset", "synthetic_sysumm01", "--raw", sysumm01, "--arrays", tmp_path)
+    assert command(*asked, "--check")[0] == 0 and list(tmp_path.iterdir()) == []
+    status, out, err = command(*asked)
+    assert (status, err) == (0, "")
+    assert "in 6 files: " in out and str(tmp_path / "train_{rgb,ir}_resized_") in out
+    arrays = read_folder("synthetic_sysumm01", tmp_path)
+    folder = read_folder("synthetic_sysumm01", sysumm01)
+    assert list(arrays.parts["train"].path) == list(folder.parts["train"].path)
+    status, _, err = command(*asked)
+    assert status == 2 and "train_rgb_resized_img.npy is already there; name another" in err
+    assert err.endswith(", or --overwrite to make all six again\n") and err.count("\n") == 1
+    assert command(*asked, "--overwrite")[0] == 0
+
+
+def test_arrays_of_other_counts_than_published(command, sysumm01, tmp_path):
+    asked = ("--dataset", "sysumm01", "--raw", sysumm01, "--arrays", tmp_path)
+    status, _, err = command(*asked)
+    assert status == 1 and "--allow-partial" in err and list(tmp_path.iterdir()) == []
+    assert command(*asked, "--allow-partial")[0] == 0 and len(list(tmp_path.iterdir())) == 6
+
+
 def test_all_problems_of_a_manifest_are_printed(command, tmp_path):
     (tmp_path / "manifest.csv").write_text("path,pid,camid,split\na.jpg,1,1,trian\nb.jpg,x,,test\n")
     status, out, err = command("--dataset", "manifest", "--raw", tmp_path, "--check")
@@ -128,6 +159,10 @@ def test_all_problems_of_a_manifest_are_printed(command, tmp_path):
         (("--dataset", "market1501", "--raw", "nowhere", "--check"), "is not a folder; expected"),
         (("--dataset", "market1501", "--raw", ".", "--skip-broken", "-1"), "expected 0 or more"),
         (("--dataset", "market1501", "--raw", ".", "--workers", "0"), "expected 1 or more"),
+        (("--dataset", "regdb", "--raw", ".", "--arrays", "."), "a form of SYSU-MM01 alone (sysu"),
+        (("--dataset", "sysumm01", "--arrays", "."), "--raw DIR is missing"),
+        (("--dataset", "sysumm01", "--arrays", ".", "--out", "."), "two forms of a data set"),
+        (("--dataset", "sysumm01", "--arrays", ".", "--skip-broken", "1"), "whole images only"),
         (("--dataset", "market1501", "--out", "nowhere", "--check"), "holds no prepared data set"),
     ],
 )

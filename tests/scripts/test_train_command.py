@@ -13,6 +13,7 @@ import time
 import numpy as np
 import pytest
 
+from ccafl_jax.training.manifest import NAME as MANIFEST
 from scripts.stress_kills import differences, outcome
 
 pytestmark = pytest.mark.ci
@@ -24,6 +25,8 @@ TINY = [
     "--config.evaluation.every=0",
 ]
 CALR = ["--config=configs/calr_synthetic.py:smoke", "--config.evaluation.every=0"]
+TFCLIP = ["--config=configs/tfclip_synthetic.py:smoke", "--config.evaluation.every=0"]
+CCLNET = ["--config=configs/cclnet_synthetic.py:smoke", "--config.evaluation.every=0"]
 LIMIT = 600  # seconds; far more than it takes
 
 
@@ -77,6 +80,14 @@ def wait_for(workdir, lines):
         time.sleep(0.05)
 
 
+def wait_for_checkpoint(workdir, number):
+    """Waits until a checkpoint counts."""
+    complete, limit = workdir / "checkpoints" / str(number) / MANIFEST, time.monotonic() + LIMIT
+    while not complete.exists():
+        assert time.monotonic() < limit
+        time.sleep(0.05)
+
+
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory, compiled):
     """A run that nothing disturbed."""
@@ -114,6 +125,27 @@ def test_calr_killed_in_both_stages_goes_on(start, tmp_path):
         process.communicate()
     printed = finish(start(tmp_path / "w", "--rerun", recipe=CALR))
     assert re.search(r"resumed after 10 local and [1-4] encoder", printed), printed
+    assert differences(outcome(tmp_path / "whole"), outcome(tmp_path / "w")) == []
+
+
+@pytest.mark.parametrize(
+    ("recipe", "epochs", "said"),
+    [
+        (TFCLIP, 1, "resumed after 1 encoder epochs"),  # of two
+        # Two epochs of stage 0, two of prompts, and the first of two of stage 2.
+        (CCLNET, 5, "resumed after 2 prompts and 3 encoder epochs"),
+    ],
+    ids=["tfclip", "cclnet"],
+)
+def test_video_and_infrared_killed_within_a_stage_go_on(start, tmp_path, recipe, epochs, said):
+    finish(start(tmp_path / "whole", recipe=recipe))
+    process = start(tmp_path / "w", "--rerun", recipe=recipe)
+    wait_for_checkpoint(tmp_path / "w", epochs)
+    process.kill()
+    process.communicate()
+    assert not (tmp_path / "w" / "summary.json").exists()
+    printed = finish(start(tmp_path / "w", "--rerun", recipe=recipe))
+    assert said in printed, printed
     assert differences(outcome(tmp_path / "whole"), outcome(tmp_path / "w")) == []
 
 

@@ -11,9 +11,10 @@ query, and a few visible ones of each (id, camera) are drawn for the gallery, te
     ROOT/train_{rgb,ir}_resized_{img,label,path}.npy
 
 is the training part as CCLNet keeps it, with the images resized; it is read where the raw tree is
-not there.
+not there, and `write_arrays` makes it.
 """
 
+import contextlib
 import os
 import pathlib
 import random
@@ -24,6 +25,7 @@ from typing import Any
 import numpy as np
 import scipy.io
 
+from ccafl_jax.data.decoded import write_images
 from ccafl_jax.data.layouts.find import find_any_root, list_images, subfolders
 from ccafl_jax.data.layouts.matlab import read_integers
 from ccafl_jax.data.layouts.scan import NOT_AN_IMAGE
@@ -38,6 +40,8 @@ from ccafl_jax.data.records import (
     ReIDDataset,
     collect,
 )
+from ccafl_jax.data.sources import PixelFormat
+from ccafl_jax.files import exclusive, replacing
 from ccafl_jax.options import require, require_choice
 from ccafl_jax.ragged import ragged
 
@@ -46,12 +50,15 @@ GALLERY_CAMERAS = {"all": VISIBLE_CAMERAS, "indoor": (1, 2)}
 """Cameras of the gallery by mode; those of the queries are the infrared ones."""
 DRAWS = ("seeded", "official")
 TRIALS = 10
+ARRAY_PIXELS = PixelFormat(288, 144, "lanczos")
+"""What CCLNet makes of the training images."""
 
 _PERMUTATIONS = "exp/rand_perm_cam.mat"
 _RAW = (*(f"cam{camera}" for camera in range(1, 7)), "exp")
+_SHORT = {VISIBLE: "rgb", INFRARED: "ir"}
 _ARRAYS = {
     (modality, kind): f"train_{short}_resized_{kind}.npy"
-    for modality, short in ((VISIBLE, "rgb"), (INFRARED, "ir"))
+    for modality, short in _SHORT.items()
     for kind in ("img", "label", "path")
 }
 _ID = re.compile(r"[0-9]{1,9}")
@@ -193,6 +200,83 @@ def draw_gallery(
             places = rng.sample(range(len(rows)), min(int(shots), len(rows)))
         drawn.append(rows[places])
     return np.concatenate(drawn)
+
+
+def write_arrays(
+    collection: Collection,
+    folder: str | os.PathLike,
+    *,
+    pixels: PixelFormat = ARRAY_PIXELS,
+    overwrite: bool = False,
+    progress: bool = True,
+    workers: int | None = None,
+) -> list[pathlib.Path]:
+    """Writes the training part as CCLNet keeps it; the files appear when all are complete.
+
+    For each modality, images by identity, camera and file name:
+
+        train_{rgb,ir}_resized_img.npy      uint8[n, height, width, 3], RGB
+        train_{rgb,ir}_resized_label.npy    int64[n], from 0 in the order of the ids of both
+        train_{rgb,ir}_resized_path.npy     str[n], absolute paths, .../camN/ID/file
+
+    The published code numbers the ids that have infrared images and fails at others; on SYSU-MM01
+    that is the same.
+
+    Args:
+      collection: from `read_sysumm01`.
+      folder: for the files; made if it is not there.
+      pixels: size and filter.
+      overwrite: replace files that are already there.
+      progress: shows bars with the time left.
+      workers: decoding threads; the number of processors when None.
+
+    Returns:
+      The six files.
+
+    Raises:
+      FileExistsError: a file is already there.
+      FileNotFoundError, ValueError: an image is gone or damaged, or a modality has none.
+      OSError: the files cannot be written, or another process is writing them.
+
+    Source: `data/process.py` of CCLNet.
+    """
+    folder = pathlib.Path(folder).expanduser().absolute()
+    train = collection.parts["train"]
+    rows = {modality: np.flatnonzero(train.modality == modality) for modality in _SHORT}
+    for modality, chosen in rows.items():
+        if not len(chosen):
+            kind = "infrared" if modality == INFRARED else "visible"
+            raise ValueError(f"{collection.root} has no {kind} training images; expected some")
+    _, label = np.unique(train.pid, return_inverse=True)
+    path = np.array([f"{collection.root}/{name}" for name in train.path])
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise OSError(f"cannot make {folder}: {error.strerror}; name another folder") from error
+    busy = f"another process is writing the arrays in {folder}; wait for it, or stop it"
+    with exclusive(folder / ".train_resized.lock", busy=busy), contextlib.ExitStack() as complete:
+        files = {key: folder / name for key, name in _ARRAYS.items()}
+        present = [file for file in files.values() if file.exists()]
+        if present and not overwrite:
+            raise FileExistsError(f"{present[0]} is already there; name another folder")
+        # The last to be opened is the first to take its name. Paths come last, and those of an
+        # earlier set go first: six files are of one set, however a process ends.
+        order = sorted(files, key=lambda key: key[1] != "path")
+        partial = {key: complete.enter_context(replacing(files[key])) for key in order}
+        for modality, chosen in rows.items():
+            for kind, values in (("label", label.astype(np.int64)), ("path", path)):
+                with partial[modality, kind].open("wb") as stream:
+                    np.save(stream, values[chosen])
+            write_images(
+                partial[modality, "img"],
+                train.take(chosen),
+                pixels,
+                progress=progress,
+                workers=workers,
+            )
+        for modality in _SHORT:
+            files[modality, "path"].unlink(missing_ok=True)
+    return list(files.values())
 
 
 def parse_ids(text: str, where: str) -> list[int]:

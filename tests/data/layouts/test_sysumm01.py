@@ -3,22 +3,28 @@ import json
 import os
 import pathlib
 import random
+import shutil
 
 import numpy as np
 import pytest
 import scipy.io
 from hypothesis import given
 from hypothesis import strategies as st
+from PIL import Image
 
+from ccafl_jax.data.decoded import load_images
 from ccafl_jax.data.layouts.sysumm01 import (
     GALLERY_CAMERAS,
     draw_gallery,
     parse_ids,
     read_sysumm01,
     select_sysumm01,
+    write_arrays,
 )
 from ccafl_jax.data.records import BROKEN, INFRARED, VISIBLE
 from ccafl_jax.data.sources import PixelFormat, decode_image
+from data_prep.synthetic import layout_of as synthetic_layout
+from data_prep.synthetic import write_layout
 
 LISTS = {"train": "5,1, 2 ,", "val": "7\r\n", "test": "10, 3,6\n"}
 # Images by (camera, id): nobody is everywhere, id 9 is in no list, id 6 has no infrared image.
@@ -387,6 +393,7 @@ def test_any_text_gives_ids_or_one_line(text):
 # The training arrays.
 
 VISIBLE_PATHS = ("cam1/0001/0001.jpg", "cam1/0001/0002.jpg", "cam5/0007/0001.jpg")
+ARRAY_KINDS = ("img", "label", "path")
 INFRARED_PATHS = ("cam3/0001/0001.jpg", "cam6/0007/0003.jpg")
 
 
@@ -470,6 +477,110 @@ def test_missing_array(tmp_path):
     (make_arrays(tmp_path) / "train_ir_resized_path.npy").unlink()
     with pytest.raises(FileNotFoundError, match=r"lacks train_ir_resized_path.npy; expected ROOT/"):
         read_sysumm01(tmp_path)
+
+
+ARRAYS = [f"train_{short}_resized_{kind}.npy" for short in ("rgb", "ir") for kind in ARRAY_KINDS]
+
+
+@pytest.fixture(scope="module")
+def people(tmp_path_factory):
+    """Synthetic people in this layout, as JPEG files; one of them has no infrared image."""
+    root = tmp_path_factory.mktemp("people")
+    sizes = {"train_ids": 5, "val_ids": 2, "test_ids": 3, "images": 2, "height": 48, "width": 24}
+    write_layout(root, "sysumm01", synthetic_layout("sysumm01").config(**sizes))
+    pid = next(folder.name for folder in sorted((root / "cam1").iterdir()))
+    train = read_sysumm01(root).parts["train"]
+    assert int(pid) in train.pid[train.modality == VISIBLE]
+    for camera in (3, 6):
+        shutil.rmtree(root / f"cam{camera}" / pid, ignore_errors=True)
+    return root
+
+
+def test_written_arrays_are_the_folder(people, tmp_path):
+    collection = read_sysumm01(people)
+    files = write_arrays(collection, tmp_path / "new" / "arrays", progress=False)
+    folder = tmp_path / "new" / "arrays"
+    assert sorted(file.name for file in folder.iterdir()) == sorted(ARRAYS)
+    assert files == [folder / name for name in ARRAYS]
+    expected, found = collection.parts["train"], read_sysumm01(folder).parts["train"]
+    assert list(found.path) == list(expected.path)
+    for column in ("pid", "camid", "modality"):
+        np.testing.assert_array_equal(getattr(found, column), getattr(expected, column))
+    pixels = PixelFormat(288, 144, "lanczos")
+    images = load_images(expected, pixels, progress=False)
+    np.testing.assert_array_equal(load_images(found, pixels, progress=False), images)
+    # As the published code fills them, file by file.
+    ids = sorted(set(expected.pid.tolist()))
+    for modality, short in ((VISIBLE, "rgb"), (INFRARED, "ir")):
+        rows = np.flatnonzero(expected.modality == modality)
+        image, label, path = (
+            np.load(folder / f"train_{short}_resized_{kind}.npy") for kind in ARRAY_KINDS
+        )
+        assert image.dtype == np.uint8 and image.shape == (len(rows), 288, 144, 3)
+        assert label.dtype == np.int64 and path.dtype.kind == "U"
+        assert label.tolist() == [ids.index(pid) for pid in expected.pid[rows]]
+        assert path.tolist() == [f"{people}/{expected.path[row]}" for row in rows]
+        for row in (0, len(rows) - 1):
+            with Image.open(path[row]) as picture:
+                resized = picture.convert("RGB").resize((144, 288), Image.Resampling.LANCZOS)
+            np.testing.assert_array_equal(image[row], np.asarray(resized))
+
+
+def test_arrays_are_replaced_only_where_that_is_asked_for(people, tmp_path):
+    collection = read_sysumm01(people)
+    small = {"pixels": PixelFormat(8, 4), "progress": False}
+    write_arrays(collection, tmp_path, **small)
+    with pytest.raises(FileExistsError, match=r"train_rgb_resized_img.npy is already there; name"):
+        write_arrays(collection, tmp_path, pixels=PixelFormat(9, 5), progress=False)
+    assert np.load(tmp_path / ARRAYS[0]).shape[1:] == (8, 4, 3)
+    write_arrays(collection, tmp_path, overwrite=True, pixels=PixelFormat(9, 5), progress=False)
+    assert np.load(tmp_path / ARRAYS[0]).shape[1:] == (9, 5, 3)
+    assert sorted(file.name for file in tmp_path.iterdir()) == sorted(ARRAYS)
+
+
+@pytest.mark.parametrize("before", [False, True])
+def test_a_broken_image_leaves_what_was_there(people, tmp_path, before):
+    raw = shutil.copytree(people, tmp_path / "raw")
+    small = {"pixels": PixelFormat(8, 4), "progress": False, "overwrite": True}
+    if before:
+        write_arrays(read_sysumm01(raw), tmp_path / "arrays", **small)
+    broken = raw / read_sysumm01(raw).parts["train"].path[-1]
+    broken.write_bytes(broken.read_bytes()[:100])
+    with pytest.raises(ValueError, match=rf"{broken.name}: not a readable image") as raised:
+        write_arrays(read_sysumm01(raw), tmp_path / "arrays", **small)
+    assert "\n" not in str(raised.value)
+    left = sorted(file.name for file in (tmp_path / "arrays").iterdir())
+    assert left == (sorted(ARRAYS) if before else [])
+
+
+def test_a_set_of_two_makes_is_never_complete(people, tmp_path, monkeypatch):
+    small = {"progress": False, "overwrite": True}
+    write_arrays(read_sysumm01(people), tmp_path, pixels=PixelFormat(8, 4), **small)
+    replace, taken = os.replace, []
+
+    def killed(source, target):
+        """The process ends before the third file takes its name."""
+        if len(taken) == 2:
+            raise OSError("killed")
+        taken.append(target)
+        replace(source, target)
+
+    monkeypatch.setattr(os, "replace", killed)
+    with pytest.raises(OSError, match="killed"):
+        write_arrays(read_sysumm01(people), tmp_path, pixels=PixelFormat(9, 5), **small)
+    monkeypatch.undo()
+    with pytest.raises(FileNotFoundError, match=r"lacks train_rgb_resized_path.npy"):
+        read_sysumm01(tmp_path)
+
+
+def test_arrays_of_one_modality_alone(people, tmp_path):
+    collection = read_sysumm01(people)
+    train = collection.parts["train"]
+    parts = {"train": train.take(train.modality == VISIBLE)}
+    collection = dataclasses.replace(collection, parts=parts)
+    with pytest.raises(ValueError, match="has no infrared training images"):
+        write_arrays(collection, tmp_path / "arrays")
+    assert not (tmp_path / "arrays").exists()
 
 
 def test_a_seeded_draw_without_all_test_images_says_so(tmp_path):

@@ -1,0 +1,194 @@
+"""Means over runs of one recipe on different splits of a data set, as RegDB and iLIDS-VID ask.
+
+Each split has a model of its own. What a run measured is in its `summary.json`, and the recipe it
+followed in its checkpoints; both are compared before anything is averaged.
+"""
+
+import dataclasses
+import itertools
+import json
+import os
+import statistics
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from ccafl_jax.methods.metadata import FREE_OPTIONS, differences
+from ccafl_jax.report.summary import COLUMNS, summary_rows
+from ccafl_jax.training.checkpoints import Checkpoints
+from ccafl_jax.training.description import check_format
+from ccafl_jax.training.storage import open_path
+
+OF_A_SPLIT = ("data.split", "seed", "text.labels")
+"""Options that runs of one recipe may have for themselves, beside those that change no result."""
+_PARTS = ("zero_shot", "stages", "final")
+_NOT_FIGURES = ("checkpoint", "seconds")
+
+
+@dataclasses.dataclass(frozen=True)
+class FinishedRun:
+    """A run that has come to its end.
+
+    Attributes:
+      workdir: its folder, as named.
+      method: that it was trained by.
+      config: its options, nested.
+      code: hashes of the code by file.
+      summary: what `summary.json` holds.
+    """
+
+    workdir: str
+    method: str
+    config: dict[str, Any]
+    code: dict[str, str]
+    summary: dict[str, Any]
+
+    @property
+    def split(self) -> int:
+        """The split of the data set; 0 where it has none."""
+        return int(self.config["data"].get("split", 0))
+
+
+def read_finished(workdir: str | os.PathLike) -> FinishedRun:
+    """Reads a run folder.
+
+    Args:
+      workdir: on a disk or in an object store.
+
+    Raises:
+      FileNotFoundError: no such folder, no checkpoint in it, or the run is not finished.
+      ValueError: the summary or the checkpoint is damaged.
+    """
+    folder = open_path(workdir)
+    if not folder.is_dir():
+        raise FileNotFoundError(f"{workdir}: no such folder; name the run folders (--workdir)")
+    file = folder / "summary.json"
+    if not file.exists():
+        raise FileNotFoundError(
+            f"{workdir} is not a finished run, it has no summary.json: train it to its end "
+            "(--resume), or leave it out"
+        )
+    try:
+        summary = json.loads(file.read_text())
+        read = {part: summary[part] for part in (*_PARTS, "dataset")}
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(
+            f"{file} is not the summary of a run ({type(error).__name__}: {error}); train the run "
+            "again (--overwrite), or leave it out"
+        ) from None
+    with Checkpoints(folder / "checkpoints") as checkpoints:
+        meta = checkpoints.restore_meta()
+    check_format(meta, str(workdir))
+    return FinishedRun(os.fspath(workdir), meta["method"], meta["config"], meta["code"], read)
+
+
+def average(runs: Sequence[FinishedRun]) -> dict[str, Any]:
+    """Means and standard deviations of all figures of runs of one recipe on different splits.
+
+    Args:
+      runs: two or more.
+
+    Returns:
+      `method`, `dataset`, `runs` and `splits` (in the order of the splits), `same_code`; and
+      `zero_shot`, `stages` and `final` as in a summary, where in place of a number stand its
+      `mean`, its `std` (n - 1 in the denominator) and its `values` by run; what is no number in
+      every run is a list where runs differ.
+
+    Raises:
+      ValueError: a single run, two of the same split, or of different recipes or stages.
+    """
+    if len(runs) < 2:
+        raise ValueError(f"{len(runs)} run to average; name two or more")
+    runs = sorted(runs, key=lambda run: run.split)
+    for run in runs[1:]:
+        _check_same_recipe(runs[0], run)
+    for one, other in itertools.pairwise(runs):
+        if one.split == other.split:
+            shown = f"split {one.split}" if one.split else "a data set without splits"
+            raise ValueError(
+                f"{one.workdir} and {other.workdir} are both of {shown}; expected one run for "
+                "each split (data.split)"
+            )
+    parts = {
+        part: _average([run.summary[part] for run in runs], part, [run.workdir for run in runs])
+        for part in _PARTS
+    }
+    return {
+        "method": runs[0].method,
+        "dataset": runs[0].summary["dataset"],
+        "runs": [run.workdir for run in runs],
+        "splits": [run.split for run in runs],
+        "same_code": all(run.code == runs[0].code for run in runs),
+        **parts,
+    }
+
+
+def average_table(found: Mapping[str, Any]) -> str:
+    """A text table in per cent: `mean (standard deviation)`; directions below their row.
+
+    Args:
+      found: from :func:`average`.
+    """
+    rows: list[tuple[str, Mapping[str, Any]]] = []
+    for name, metrics in summary_rows(found):
+        rows.append((f"{found['dataset']}  {name}", metrics))
+        for direction, figures in metrics.get("directions", {}).items():
+            rows.append((f"  {direction.replace('_', ' ')}", figures))
+    columns = [(key, title) for key, title in COLUMNS if any(key in row for _, row in rows)]
+    width = max(len(name) for name, _ in rows)
+    lines = [" " * width + "".join(f"{title:>15}" for _, title in columns)]
+    for name, metrics in rows:
+        cells = (_cell(metrics.get(key)) for key, _ in columns)
+        lines.append(f"{name:<{width}}" + "".join(f"{cell:>15}" for cell in cells))
+    return "\n".join(lines)
+
+
+def _cell(figure: Any) -> str:
+    if not isinstance(figure, Mapping):  # not measured in every run
+        return "-"
+    return f"{100 * figure['mean']:.1f} ({100 * figure['std']:.1f})"
+
+
+def _check_same_recipe(first: FinishedRun, run: FinishedRun) -> None:
+    if run.method != first.method:
+        raise ValueError(
+            f"{run.workdir} is a run of {run.method} and {first.workdir} one of {first.method}; "
+            "average runs of one recipe"
+        )
+    free = tuple(f"{name}{end}" for name in (*FREE_OPTIONS, *OF_A_SPLIT) for end in (" ", "."))
+    found = [x for x in differences(first.config, run.config) if not x.startswith(free)]
+    there, here = (
+        ",".join(stage["name"] for stage in one.summary["stages"]) or "none" for one in (first, run)
+    )
+    if there != here:
+        found.append(f"stages are {there} there and {here} here")
+    if found:
+        more = f" and {len(found) - 1} more" if len(found) > 1 else ""
+        raise ValueError(
+            f"{run.workdir} is of another recipe than {first.workdir}: {found[0]}{more}; "
+            f"only {', '.join(OF_A_SPLIT)} may differ"
+        )
+
+
+def _average(values: Sequence[Any], name: str, runs: Sequence[str]) -> Any:
+    """The same structure with means in place of numbers."""
+    first = values[0]
+    if isinstance(first, Mapping):
+        for value, run in zip(values, runs, strict=True):
+            if value.keys() != first.keys():
+                key = sorted(value.keys() ^ first.keys())[0]
+                raise ValueError(
+                    f"{run} and {runs[0]} do not have the same figures: {name}.{key} is in one "
+                    "alone; train both by the same code"
+                )
+        # The spread over the draws of one run is not one over runs.
+        keys = [key for key in first if key not in _NOT_FIGURES and not key.endswith("_std")]
+        return {
+            key: _average([value[key] for value in values], f"{name}.{key}", runs) for key in keys
+        }
+    if isinstance(first, list):
+        columns = zip(*values, strict=True)
+        return [_average(column, f"{name}.{place}", runs) for place, column in enumerate(columns)]
+    if all(isinstance(value, int | float) and not isinstance(value, bool) for value in values):
+        spread = statistics.stdev(values)
+        return {"mean": statistics.fmean(values), "std": spread, "values": list(values)}
+    return first if all(value == first for value in values) else list(values)
