@@ -113,7 +113,8 @@ def demonstration(people, tmp_path_factory):
     words = [word for word in train[1:] if not word.startswith(("--config.data.root", "runs/"))]
     words[words.index("--config") + 1] = f"{ROOT / 'configs/ccafl_demo.py'}:smoke"
     words[words.index("--workdir")] = "--workdir=runs/demo"
-    run(ROOT / words[0], *words[1:], f"--config.data.root={people}", cwd=folder)
+    words += [f"--config.data.root={people}", "--config.evaluation.every=0"]
+    run(ROOT / words[0], *words[1:], cwd=folder)
     (folder / "runs" / "demo" / "data").mkdir()
     (folder / "runs" / "demo" / "data" / "drawn").symlink_to(people)
     return folder
