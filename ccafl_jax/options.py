@@ -71,7 +71,11 @@ def require_choice(name: str, value: str, choices: tuple[str, ...]) -> None:
 
 
 def nearest_key(key: str, known: typing.Iterable[str]) -> str | None:
-    """The known key most like `key`, or None."""
+    """The known key most like `key`, or None.
+
+    >>> nearest_key("temprature", ["temperature", "update"])
+    'temperature'
+    """
     matches = difflib.get_close_matches(key, list(known), n=1, cutoff=0.4)
     return matches[0] if matches else None
 

@@ -138,6 +138,13 @@ def rank(
         direction, an unknown option.
 
     Source: Market-1501 protocol; mINP of AGW (arXiv 2001.04193).
+
+    Example, in which the match comes second:
+
+    >>> query, gallery = np.eye(2)[:1], np.array([[0.9, 0.1], [0.5, 0.5], [0.1, 0.9]])
+    >>> found = rank(query, gallery, np.array([7]), np.array([3, 7, 4]))
+    >>> float(found.mAP), found.cmc[:2].tolist()
+    (0.5, [0.0, 1.0])
     """
     rules = relevance(query_pid, gallery_pid, query_camid, gallery_camid, same_camera=same_camera)
     return rank_by(FeatureScores(query_f, gallery_f, metric), rules, **options)

@@ -108,6 +108,11 @@ def top_k(
 
     Raises:
       ValueError: see `check_features`; k out of range; an unknown engine.
+
+    The second item is nearest to the first axis:
+
+    >>> top_k(np.eye(3)[:1], np.array([[1.0, 2, 0], [3, 0, 0], [0, 1, 0]]), 2).indices.tolist()
+    [[1, 0]]
     """
     provider = FeatureScores(query, gallery, metric)
     queries, size = provider.shape

@@ -99,6 +99,20 @@ def warmup_multistep(
 
     Source: the second optimiser of CCAFL and CLIP-ReID: during warm-up the rate is
     base * (factor * (1 - e/W) + e/W); warm-up and milestones multiply.
+
+    Example, of CCAFL's encoder:
+
+    >>> def rate(epoch):
+    ...     return warmup_multistep(
+    ...         epoch,
+    ...         base=3.5e-4,
+    ...         warmup_epochs=10,
+    ...         warmup_factor=0.01,
+    ...         milestones=(40, 50),
+    ...         gamma=0.1,
+    ...     )
+    >>> [float(f"{rate(epoch):.3g}") for epoch in (0, 5, 10, 40, 50)]
+    [3.5e-06, 0.000177, 0.00035, 3.5e-05, 3.5e-06]
     """
     scale = gamma ** sum(epoch >= milestone for milestone in milestones)
     if epoch < warmup_epochs:
