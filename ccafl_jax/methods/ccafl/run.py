@@ -392,6 +392,7 @@ class Run(EncoderRun):
             self.asked,
             self.model_config,
             self.dataset,
+            self._pixels(),
             workdir=self.workdir,
             training_set=self._training_set,
             classes=self.num_classes,
