@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ccafl_jax.methods.run import EncoderRun, progress_bar
+from ccafl_jax.methods.epochs import EpochRun, progress_bar
 from ccafl_jax.training.extract import Extractor
 from ccafl_jax.training.log import format_line
 from ccafl_jax.training.loop import mean_metrics
@@ -20,8 +20,8 @@ from ccafl_jax.training.optimizers import prompt_cosine
 log = logging.getLogger("ccafl_jax")
 
 
-class PromptRun(EncoderRun):
-    """An `EncoderRun` with a stage of prompts, which `config.prompts` describes.
+class PromptRun(EpochRun):
+    """An `EpochRun` with a stage of prompts, which `config.prompts` describes.
 
     What a method has to give is abstract below, beside `progress.prompt_epochs`.
 

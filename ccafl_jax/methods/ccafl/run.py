@@ -29,9 +29,10 @@ from ccafl_jax.methods.ccafl.phases import (
 )
 from ccafl_jax.methods.ccafl.progress import Progress, pack, summarize, unpack
 from ccafl_jax.methods.class_texts import make_class_texts
+from ccafl_jax.methods.epochs import EpochStart, headline
 from ccafl_jax.methods.metadata import class_digest, class_names, describe_run
 from ccafl_jax.methods.prompt_stage import PromptRun
-from ccafl_jax.methods.run import EpochStart, Images, headline
+from ccafl_jax.methods.run import Images
 from ccafl_jax.models.clip import CLIP, Tokenizer
 from ccafl_jax.models.prompts import init_prompts, prompt_template, template_embeddings
 from ccafl_jax.pseudo_labels.cross_camera import diagnostics

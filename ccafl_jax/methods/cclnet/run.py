@@ -34,9 +34,10 @@ from ccafl_jax.methods.cclnet.phases import (
 )
 from ccafl_jax.methods.cclnet.progress import Progress, pack, summarize, unpack
 from ccafl_jax.methods.class_texts import make_class_texts
+from ccafl_jax.methods.epochs import EpochStart
 from ccafl_jax.methods.metadata import describe_run
 from ccafl_jax.methods.prompt_stage import PromptRun
-from ccafl_jax.methods.run import EpochStart, Images
+from ccafl_jax.methods.run import Images
 from ccafl_jax.models.clip import CLIP, Tokenizer
 from ccafl_jax.models.dual_stream import MODALITIES
 from ccafl_jax.models.prompts import prompt_template, template_embeddings
