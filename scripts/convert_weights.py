@@ -182,8 +182,8 @@ def report(checkpoint: "Checkpoint", converted: "Converted") -> None:
     print(f"{converted.kind}: {type(config.vision).__name__.removesuffix('Config')} ({sizes})")
     print(f"feature: {config.features} numbers, {_feature(config)}")
     print(
-        f"images: {preprocess.height}x{preprocess.width}, mean {preprocess.mean}, "
-        f"std {preprocess.std}"
+        f"images: {preprocess.height}x{preprocess.width} by {preprocess.filter}, "
+        f"mean {preprocess.mean}, std {preprocess.std}"
     )
     if config.cameras:
         scale = getattr(config, "heads", config).camera_scale

@@ -29,7 +29,7 @@ class PixelFormat:
 
     Attributes:
       height, width: pixels after resizing.
-      filter: PIL's filter: `bicubic` (CCAFL, CALR), `bilinear` (TF-CLIP), `lanczos` (CCLNet).
+      filter: PIL's filter, one of `FILTERS`: `lanczos` for CCLNet, `bicubic` for other methods.
     """
 
     height: int

@@ -6,7 +6,6 @@ from flax import nnx
 
 from ccafl_jax.data.clips import Clips, segment_means
 from ccafl_jax.data.records import Records
-from ccafl_jax.data.sources import PixelFormat
 from ccafl_jax.deploy.bundle import ModelBundle
 from ccafl_jax.deploy.forward import DTYPES, abstract_model
 from ccafl_jax.models.layers import Compute
@@ -54,18 +53,18 @@ def embed_clips(
     require_choice("compute_dtype", compute_dtype, DTYPES)
     abstract = abstract_model(bundle.model, compute=Compute(dtype=jnp.dtype(compute_dtype)))
     graphdef = nnx.split(abstract, nnx.Param, nnx.BatchStat)[0]
-    mesh, size = make_mesh(), bundle.preprocess
+    mesh, preprocess = make_mesh(), bundle.preprocess
     extract = clip_extractor(
         graphdef,
         "embed",
         frames=clips.rows.shape[1],
-        mean=tuple(size.mean),
-        std=tuple(size.std),
+        mean=tuple(preprocess.mean),
+        std=tuple(preprocess.std),
         batch=batch,
         mesh=mesh,
         description="features",
     )
-    images = StreamedImages(records, mesh, pixels=PixelFormat(size.height, size.width))
+    images = StreamedImages(records, mesh, pixels=preprocess.pixels)
     arrays = replicate((dict(bundle.params), dict(bundle.batch_stats)), mesh)
     values = np.asarray(extract(*arrays, images, cameras, chosen=clips.rows))
     means = segment_means(values, clips.tracklet, int(clips.tracklet.max()) + 1)

@@ -29,7 +29,7 @@ class ImageEmbedder:
     image: 0 visible, 1 infrared.
 
     Attributes:
-      preprocess: height and width to which images are resized.
+      preprocess: the size to which images are resized, and the filter.
       features: size of the retrieval feature.
       cameras: rows of the model's camera embedding, 2 for two streams; 0 without either.
       batch: images a call; the last call is filled up, so that one compilation serves all.
@@ -80,8 +80,8 @@ class ImageEmbedder:
     ) -> np.ndarray:
         """Retrieval features.
 
-        Images are resized with PIL's bicubic filter, as in training. They are decoded batch by
-        batch, so any number of paths will do.
+        Images are resized as `preprocess` says, as in training. They are decoded batch by batch, so
+        any number of paths will do.
 
         Args:
           images: paths, PIL images or uint8 arrays [height, width, 3] or [height, width] (grey)
@@ -105,13 +105,13 @@ class ImageEmbedder:
         starts = range(0, count, self.batch)
         if progress is None:
             progress = len(starts) >= _WATCHED and sys.stderr.isatty()
-        size = {"height": self.preprocess.height, "width": self.preprocess.width}
+        size = self.preprocess.pixels
         step = _with_mirror_images(self._step) if flip else self._step
         parts, running = [], None
         with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:
             for start in tqdm(starts, desc="features", leave=False, disable=not progress):
                 rows = range(start, min(start + self.batch, count))
-                pixels = _filled(read_images(images, rows, pool=pool, **size), self.batch)
+                pixels = _filled(read_images(images, rows, size, pool=pool), self.batch)
                 chosen = None if cameras is None else cameras[rows.start : rows.stop]
                 chosen = None if chosen is None else _filled(chosen, self.batch)
                 # One batch is computed while the next is decoded, and no more lie in memory.

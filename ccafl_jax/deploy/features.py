@@ -21,7 +21,6 @@ from ccafl_jax.data.decoded import ImageSequence
 from ccafl_jax.data.layouts import layout_of
 from ccafl_jax.data.parallel import image_bar
 from ccafl_jax.data.records import Collection, Records, ReIDDataset, tracklets
-from ccafl_jax.data.sources import PixelFormat
 from ccafl_jax.deploy.bundle import ModelBundle
 from ccafl_jax.deploy.clips import embed_clips, frames_of
 from ccafl_jax.deploy.embedder import Embedder
@@ -311,8 +310,7 @@ def _cameras(bundle: ModelBundle, collection: Collection, records: Records) -> n
 
 
 def _images(embedder: Embedder, records: Records) -> ImageSequence:
-    size = embedder.preprocess
-    return ImageSequence(records, PixelFormat(size.height, size.width))
+    return ImageSequence(records, embedder.preprocess.pixels)
 
 
 def _embed_tracklets(

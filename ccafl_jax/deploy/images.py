@@ -45,15 +45,14 @@ def as_list(images: object) -> Sequence:
 
 
 def read_images(
-    images: Sequence, rows: range, *, height: int, width: int, pool: concurrent.futures.Executor
+    images: Sequence, rows: range, pixels: PixelFormat, *, pool: concurrent.futures.Executor
 ) -> np.ndarray:
     """Decodes and resizes some of the images, as training does.
 
     Args:
       images: from `as_list`.
       rows: which of them.
-      height: of the result, in pixels.
-      width: of the result, in pixels.
+      pixels: size and filter.
       pool: threads that decode.
 
     Returns:
@@ -65,9 +64,8 @@ def read_images(
         the path or the row.
     """
     if isinstance(images, np.ndarray) and _is_bytes(images):
-        if images.shape[1:] == (height, width, 3):
+        if images.shape[1:] == (pixels.height, pixels.width, 3):
             return images[rows.start : rows.stop]
-    pixels = PixelFormat(height, width)
     return np.stack(list(pool.map(lambda row: _read(images[row], row, pixels), rows)))
 
 

@@ -188,7 +188,14 @@ def default_preprocess(
             f"mean {mean} and std {std}: colours are scaled to 0..1, so mean lies in 0..1 and std "
             "above 0 and up to 1; divide numbers made for 0..255 by 255"
         )
-    return Preprocess(*config.vision.image_size, mean=mean, std=std)
+    return Preprocess(*config.vision.image_size, mean=mean, std=std, filter=_filter(config))
+
+
+def _filter(config: ModelConfig) -> str:
+    """PIL's filter with which the published code resizes."""
+    if isinstance(config, VideoConfig):
+        return "bilinear"
+    return "lanczos" if config.dual_stream else "bicubic"
 
 
 def _infer_calr(

@@ -2,9 +2,10 @@
 
     python embed.py images.npy features.npy [--cameras cameras.npy] [--batch 64]
 
-images.npy holds uint8[n, height, width, 3], RGB, of the size that manifest.json states, resized
-with PIL's bicubic filter: `image.convert("RGB").resize((width, height), Image.BICUBIC)`. The
-colours are normalised inside the model. features.npy receives float32[n, features] of unit length.
+images.npy holds uint8[n, height, width, 3], RGB, of the size and resized with PIL's filter that
+manifest.json states under `preprocess`, for example, where `resample` is "bicubic",
+`image.convert("RGB").resize((width, height), Image.Resampling.BICUBIC)`. The colours are normalised
+inside the model. features.npy receives float32[n, features] of unit length.
 
 From Python: `embed = load(folder)`, then `embed(images)`, or `embed(images, cameras)` where
 manifest.json lists cameras: rows counted from 0, whose numbers in the data set are its `codes`.

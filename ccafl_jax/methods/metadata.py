@@ -13,6 +13,7 @@ import numpy as np
 
 from ccafl_jax.data.labels import IntraCameraLabels
 from ccafl_jax.data.records import Records, ReIDDataset
+from ccafl_jax.data.sources import PixelFormat
 from ccafl_jax.methods.progress import Progress
 from ccafl_jax.training.checkpoints import digest
 from ccafl_jax.training.description import (
@@ -53,6 +54,7 @@ def describe_run(
     config: Any,
     model: ModelConfig,
     dataset: ReIDDataset,
+    pixels: PixelFormat,
     *,
     workdir: str | os.PathLike,
     training_set: str,
@@ -67,14 +69,16 @@ def describe_run(
       config: the options.
       model: sizes of the image or video model.
       dataset: records of the data set.
+      pixels: what its images become when they are loaded.
       workdir: folder of the run.
       training_set: from :func:`training_digest`.
       classes: of the training set, where the method is given any.
       class_table: from :func:`class_digest`.
       class_names: from :func:`class_names`, for runs that start from this one.
     """
-    data, augment = config.data, config.augment
-    preprocess = Preprocess(data.height, data.width, augment.mean, augment.std)
+    preprocess = Preprocess(
+        pixels.height, pixels.width, config.augment.mean, config.augment.std, pixels.filter
+    )
     description = describe_model(model, preprocess) | {
         "method": method,
         "config": dataclasses.asdict(config),

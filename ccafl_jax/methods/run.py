@@ -1,27 +1,24 @@
 """What the runs of all methods share: images, extraction, evaluation, logs, saves and resuming.
 
-A method derives its run from `EncoderRun` and says what its stages do. Read `EncoderRun.train` from
-the top. Every epoch ends with a checkpoint, and `resume` continues after the last complete one.
-Random draws are functions of (seed, epoch or step), so nothing but the state is carried over.
+Read `EncoderRun.train` from the top. A method derives its run from `EpochRun`, which adds epochs,
+and says what its stages do. Every epoch ends with a checkpoint, and `resume` continues after the
+last complete one. Random draws are functions of (seed, epoch or step), so nothing but the state is
+carried over.
 """
 
 import abc
 import collections
-import contextlib
 import dataclasses
 import functools
 import json
 import logging
 import pathlib
 import sys
-import time
-from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple, NoReturn
+from typing import Any, NoReturn
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from tqdm import tqdm
 
 from ccafl_jax.data.decoded import load_images
 from ccafl_jax.data.records import Records, ReIDDataset
@@ -37,8 +34,8 @@ from ccafl_jax.training.extract import Extractor, Stopped
 from ccafl_jax.training.features import feature_extractor, score
 from ccafl_jax.training.inputs import ImageInput, StreamedImages, choose_input
 from ccafl_jax.training.layout import layout, rules_of
-from ccafl_jax.training.log import RunLog, format_line
-from ccafl_jax.training.loop import Loop, Watchdog, mean_metrics
+from ccafl_jax.training.log import RunLog
+from ccafl_jax.training.loop import Loop, Watchdog
 from ccafl_jax.training.preemption import Preempted
 from ccafl_jax.training.processes import is_first
 from ccafl_jax.training.saves import Saves
@@ -61,20 +58,6 @@ class Images:
     train: Records | np.ndarray
     test: Records | np.ndarray
     val: Records | np.ndarray | None = None
-
-
-class EpochStart(NamedTuple):
-    """What an epoch begins with.
-
-    Attributes:
-      scalars: figures of its labels, for the log.
-      context: tables that its steps read.
-      plan: int[steps, batch], rows of the training set.
-    """
-
-    scalars: dict[str, float]
-    context: Any
-    plan: np.ndarray
 
 
 class EncoderRun(abc.ABC):
@@ -165,13 +148,6 @@ class EncoderRun(abc.ABC):
     def _ready(self) -> None:  # noqa: B027 - not all methods need anything
         """Raises ValueError where the state does not allow what is to be done."""
 
-    def _note(self, scalars: dict[str, float]) -> None:  # noqa: B027 - not all methods need it
-        """Keeps what later epochs need of the figures of one that is over."""
-
-    def _shown(self, scalars: dict[str, float]) -> dict[str, float]:
-        """The figures of an epoch that its line shows; those that it has not are left out."""
-        return {"loss": scalars["total"]}
-
     def _zero_shot(self) -> None:
         """Figures of the encoder as it came."""
         self.progress.zero_shot = self.evaluate()
@@ -225,106 +201,6 @@ class EncoderRun(abc.ABC):
             if self.loop.profile:
                 self.loop.profile.close()
             self.log.close()
-
-    def _train_epochs(self, start: int, stop: int, *, ends: Mapping[int, str]) -> None:
-        """Epochs of the encoder, each with its log, its evaluation where due, and a checkpoint.
-
-        Args:
-          start: first epoch.
-          stop: first one that is not trained.
-          ends: by number of epochs, the stage that is over then; its figures are those of the
-            summary.
-        """
-        schedule, every = self.config.schedule, self.config.evaluation.every
-        steps: dict[Any, Callable] = {}
-        # Where the batches of an epoch say how many steps it has, the bar has no end.
-        total = (stop - start) * schedule.iterations or None
-        bar = progress_bar(total, "training", unit="step")
-        clock = time.monotonic()
-        for epoch in range(start, stop):
-            phase, done = self._phase(epoch), epoch + 1
-            if phase not in steps:
-                steps[phase] = self._make_step(phase)
-            due = done in ends or bool(every and done % every == 0)
-            scalars, result = self._encoder_epoch(epoch, phase, steps[phase], bar, evaluate=due)
-            self.progress.encoder_epochs = done
-            if result:
-                scalars |= headline(result)
-                holdout.watch(self.progress.val_history, result)
-                if done in ends:
-                    measured = {"checkpoint": self.progress.number}
-                    measured["seconds"] = time.monotonic() - clock
-                    clock = time.monotonic()
-                    self.progress.stages.append({"name": ends[done], **result, **measured})
-            self._note(scalars)
-            self.log.write("encoder", epoch, scalars)
-            if is_first():
-                line = format_line(self._shown(scalars))
-                tqdm.write(f"epoch {done}/{schedule.epochs} {phase.name}: {line}")
-            self._save(result)
-        bar.close()
-
-    def _encoder_epoch(
-        self, epoch: int, phase: Any, step: Callable, bar: tqdm, *, evaluate: bool = False
-    ) -> tuple[dict, dict | None]:
-        """`_epoch` of the encoder."""
-        return self._epoch(
-            "encoder",
-            step,
-            lambda fresh: self._start(epoch, phase, fresh=fresh),
-            rate=self._learning_rate(epoch),
-            where=f"epoch {epoch + 1}, {phase.name}",
-            bar=bar,
-            evaluate=evaluate,
-        )
-
-    def _epoch(
-        self,
-        stage: str,
-        step: Callable,
-        start: Callable[[bool], EpochStart],
-        *,
-        rate: float,
-        where: str,
-        bar: tqdm,
-        evaluate: bool = False,
-    ) -> tuple[dict, dict | None]:
-        """One epoch, or what is left of it.
-
-        Args:
-          stage: name of its log.
-          step: see `_make_step`.
-          start: makes ready for the steps, told whether the epoch is fresh; see `_start`.
-          rate: learning rate.
-          where: names the epoch in messages.
-          bar: of the steps.
-          evaluate: rank the test set at its end.
-
-        Returns:
-          Its scalars, and the figures of the evaluation where one is asked for.
-        """
-        found, kept = self.progress.take_part(stage)
-        scalars, context, plan = start(kept is None)
-        if kept is not None:
-            scalars = kept
-            bar.update(len(found))
-        rate = np.asarray(rate, jnp.result_type(*self.state.params.values()))
-        with contextlib.closing(self.images.batches(plan[len(found) :])) as batches:
-            self.state, complete = self.loop.steps(
-                lambda state, batch: step(state, context, *batch, rate),
-                self.state,
-                batches,
-                found,
-                where=where,
-                each=bar.update,
-            )
-        if not complete:
-            self._leave(stage, found, scalars, memory=True)
-        try:
-            result = self.evaluate() if evaluate else None
-        except Preempted:
-            self._leave(stage, found, scalars, memory=True)
-        return mean_metrics(found) | scalars | {"learning_rate": float(rate)}, result
 
     def _laid_out(self, state: Any) -> Any:
         """The state on the devices, as the options ask."""
@@ -472,21 +348,3 @@ class EncoderRun(abc.ABC):
             write_text(open_path(self.workdir) / "summary.json", text)
             print(result_table(summary_rows(summary)))
         return summary
-
-
-def progress_bar(total: int | None, description: str, *, unit: str, initial: int = 0) -> tqdm:
-    """A bar where somebody watches; elsewhere the lines of the epochs remain."""
-    return tqdm(
-        total=total,
-        initial=initial,
-        desc=description,
-        unit=unit,
-        leave=False,
-        disable=None if is_first() else True,
-    )
-
-
-def headline(metrics: dict) -> dict:
-    """The figures of an evaluation that logs show."""
-    shown = {key: metrics[key] for key in ("mAP", "rank1", "same_camera_share")}
-    return shown | ({"val_mAP": metrics["val"]["mAP"]} if "val" in metrics else {})

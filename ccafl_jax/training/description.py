@@ -3,8 +3,10 @@
 import dataclasses
 from collections.abc import Mapping
 
+from ccafl_jax.data.sources import FILTERS, PixelFormat
 from ccafl_jax.models.reid import ReIDConfig
 from ccafl_jax.models.video import VideoConfig
+from ccafl_jax.options import require_choice
 from ccafl_jax.training.checkpoints import digest
 from ccafl_jax.training.state import FlatDict
 
@@ -20,24 +22,40 @@ class Preprocess:
     """From an image file to the input of a model.
 
     Attributes:
-      height, width: pixels after resizing with PIL's bicubic filter.
+      height, width: pixels after resizing.
       mean, std: by channel, of pixels scaled to 0..1.
+      filter: PIL's filter for resizing; see `PixelFormat`.
     """
 
     height: int
     width: int
     mean: tuple[float, ...]
     std: tuple[float, ...]
+    filter: str = "bicubic"
+
+    def __post_init__(self):
+        require_choice("filter", self.filter, FILTERS)
+
+    @property
+    def pixels(self) -> PixelFormat:
+        """What images become when they are loaded."""
+        return PixelFormat(self.height, self.width, self.filter)
 
     def to_json(self) -> dict:
         """As JSON values."""
-        values = dataclasses.asdict(self)
-        return values | {"mean": list(self.mean), "std": list(self.std), "resample": "bicubic"}
+        return {
+            "height": self.height,
+            "width": self.width,
+            "mean": list(self.mean),
+            "std": list(self.std),
+            "resample": self.filter,
+        }
 
     @classmethod
     def from_json(cls, raw: Mapping) -> "Preprocess":
         """Inverse of `to_json`."""
-        return cls(raw["height"], raw["width"], tuple(raw["mean"]), tuple(raw["std"]))
+        mean, std = tuple(raw["mean"]), tuple(raw["std"])
+        return cls(raw["height"], raw["width"], mean, std, raw.get("resample", "bicubic"))
 
 
 def describe_model(model: ModelConfig, preprocess: Preprocess) -> dict:

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
+from ccafl_jax.data.sources import PixelFormat
 from ccafl_jax.deploy import convert as module
 from ccafl_jax.deploy.archive import write_safetensors
 from ccafl_jax.deploy.convert import convert, write_converted
@@ -60,7 +61,7 @@ def test_ccafl(tmp_path):
     close(features(bundle, data["x"]), data["eval_feature"])
     assert converted.kind == "CCAFL"
     assert (bundle.preprocess.mean, bundle.preprocess.std) == IMAGENET
-    assert (bundle.preprocess.height, bundle.preprocess.width) == SIZE
+    assert bundle.preprocess.pixels == PixelFormat(*SIZE, "bicubic")
     assert bundle.source == "CCAFL converted from model.safetensors, checkpoint 0"
     passed = {what: len(names) for what, names in converted.passed_over.items()}
     assert passed == {

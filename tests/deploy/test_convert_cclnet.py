@@ -39,6 +39,7 @@ def test_features_are_those_of_the_release():
     assert converted.kind == "CCLNet"
     assert converted.bundle.model.dual_stream and converted.bundle.model.vision.last_stride == 1
     assert converted.bundle.preprocess.mean == (0.485, 0.456, 0.406)
+    assert converted.bundle.preprocess.filter == "lanczos"
     passed = {what: len(names) for what, names in converted.passed_over.items()}
     assert passed["prompts"] == 2 and passed["text tower"] == 1
     assert passed["stem of the trunk"] == 15

@@ -12,7 +12,6 @@ from ccafl_jax.data.clips import dense_clips
 from ccafl_jax.data.decoded import decode_rows
 from ccafl_jax.data.opening import open_collection
 from ccafl_jax.data.records import tracklets
-from ccafl_jax.data.sources import PixelFormat
 from ccafl_jax.deploy.clips import frames_of
 from ccafl_jax.deploy.convert import convert, write_converted
 from ccafl_jax.deploy.embedder import Embedder
@@ -92,6 +91,7 @@ def test_sizes_are_told_from_the_tensors(wrapper):
         "parameters of the prompts that nothing reads": 3,
         "a classifier that nothing reads": 1,
     }
+    assert converted.bundle.preprocess.filter == "bilinear"
     assert converted.bundle.preprocess.mean == pytest.approx((0.485, 0.456, 0.406))
     for path, variable in variables_by_path(model).items():
         found = {**converted.bundle.params, **converted.bundle.batch_stats}[path]
@@ -128,7 +128,7 @@ def scored(tmp_path_factory):
     folder = tmp_path_factory.mktemp("tfclip")
     converted = convert(Checkpoint(released()[1], "MARS_best.pth"), **SIZE)
     write_converted(folder / "run", converted.bundle)
-    layout = MarsConfig(train_ids=1, test_ids=3, frames=6, height=64, width=32)
+    layout = MarsConfig(train_ids=1, test_ids=3, frames=6, height=72, width=40)
     write_layout(folder / "data", "mars", layout)
     return read_run(folder / "run"), open_collection("mars", folder / "data"), folder
 
@@ -142,7 +142,9 @@ def test_dense_features_are_means_over_all_clips(scored):
     number = int(np.argmax(table.count))
     clips = dense_clips(table, frames=4)
     rows = clips.rows[clips.tracklet == number]
-    pixels = decode_rows(query, rows.ravel(), PixelFormat(64, 32)).reshape(len(rows), 4, 64, 32, 3)
+    pixels = decode_rows(query, rows.ravel(), bundle.preprocess.pixels).reshape(
+        len(rows), 4, 64, 32, 3
+    )
     mean, std = (np.array(x, np.float32) for x in (bundle.preprocess.mean, bundle.preprocess.std))
     camera = collection.camera_codes[table.camid[number]] - 1
     model = released()[0]

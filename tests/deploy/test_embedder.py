@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from ccafl_jax.data.sources import PixelFormat, load_image
+from ccafl_jax.data.sources import FILTERS, PixelFormat, load_image
 from ccafl_jax.deploy.embedder import Embedder
 from ccafl_jax.deploy.forward import all_arrays, compiled_embed, embed_function
 from tests.deploy import tiny
@@ -57,6 +57,19 @@ def test_one_picture_in_every_form(model, picture, tmp_path):
         close(model.embed(many), found[: many.size])
 
 
+def test_pictures_are_resized_with_the_filter_of_the_model(model, picture):
+    """Every filter gives other features, which are those of pictures resized by it before."""
+    bundle, size, found = tiny.bundle("resnet"), (tiny.WIDTH, tiny.HEIGHT), {}
+    for name in FILTERS:
+        preprocess = dataclasses.replace(bundle.preprocess, filter=name)
+        embedder = Embedder(dataclasses.replace(bundle, preprocess=preprocess), batch=4)
+        found[name] = embedder.embed(picture)
+        resized = Image.fromarray(picture).resize(size, Image.Resampling[name.upper()])
+        close(found[name], model.embed(resized))
+    assert np.abs(found["bicubic"] - found["lanczos"]).max() > 1e-3
+    assert np.abs(found["bicubic"] - found["bilinear"]).max() > 1e-3
+
+
 def test_grey_palette_and_alpha(model, picture):
     grey = picture[..., 0]
     close(model.embed([grey]), model.embed([np.repeat(grey[..., None], 3, axis=2)]))
@@ -89,7 +102,7 @@ def test_batches_are_read_one_after_the_other(monkeypatch):
 
     events = []
 
-    def read(images, rows, **_):
+    def read(images, rows, *_, **__):
         events.append(("read", rows.start))
         return tiny.pixels(len(rows))
 

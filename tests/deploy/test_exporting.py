@@ -6,6 +6,7 @@ import pytest
 
 from ccafl_jax.deploy import exporting, manifest
 from ccafl_jax.deploy.archive import read_archive, write_orbax
+from ccafl_jax.deploy.embedder import Embedder
 from ccafl_jax.deploy.exporting import export_model
 from ccafl_jax.deploy.loading import load, load_bundle
 from ccafl_jax.deploy.stablehlo import write_stablehlo
@@ -30,6 +31,23 @@ def test_every_format_leaves_and_comes_back(tmp_path, kind):
         about = manifest.verify(out / row.kind)
         listed = sum(entry["bytes"] for entry in about["files"].values())
         assert row.bytes == listed + (out / row.kind / "manifest.json").stat().st_size
+
+
+def test_exports_carry_the_filter_and_resize_with_it(tmp_path):
+    bundle = tiny.bundle("resnet")
+    preprocess = dataclasses.replace(bundle.preprocess, filter="lanczos")
+    bundle = dataclasses.replace(bundle, preprocess=preprocess)
+    pictures = list(np.random.default_rng(2).integers(0, 256, (3, 50, 30, 3), dtype=np.uint8))
+    export_model(bundle, tmp_path / "out", images=pictures)
+    of_the_model = Embedder(bundle, batch=4).embed(pictures)
+    other = Embedder(tiny.bundle("resnet"), batch=4).embed(pictures)
+    for name in KINDS:
+        assert manifest.read(tmp_path / "out" / name)["preprocess"]["resample"] == "lanczos"
+        loaded = load(tmp_path / "out" / name, batch=4)
+        assert loaded.preprocess == preprocess
+        found = loaded.embed(pictures)
+        np.testing.assert_allclose(found, of_the_model, atol=1e-6)
+        assert np.abs(found - other).max() > 1e-3
 
 
 def test_bfloat16_is_the_function_only(tmp_path):

@@ -355,8 +355,9 @@ def changed_preprocess(**fields):
         changed_statistics,
         changed_preprocess(mean=(0.5, 0.4, 0.31)),
         changed_preprocess(std=(0.2, 0.25, 0.31)),
+        changed_preprocess(filter="lanczos"),
     ],
-    ids=["weight", "statistics", "mean", "std"],
+    ids=["weight", "statistics", "mean", "std", "filter"],
 )
 def test_another_model_misses(work, tmp_path, change):
     work()

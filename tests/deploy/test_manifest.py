@@ -37,6 +37,16 @@ def test_it_describes_the_model_and_every_file(folder):
     assert read_description(about, "here") == (bundle.model, bundle.preprocess)
 
 
+def test_a_description_without_a_filter_means_the_bicubic_one(folder):
+    about = manifest.read(folder)
+    assert about["preprocess"].pop("resample") == "bicubic"
+    bundle = tiny.bundle("vit")
+    assert read_description(about, "here") == (bundle.model, bundle.preprocess)
+    about["preprocess"]["resample"] = "nearest"
+    with pytest.raises(ValueError, match=r"here describes no model .*filter is 'nearest'"):
+        read_description(about, "here")
+
+
 def test_the_inputs_are_those_of_the_recipe():
     bundle = tiny.bundle("vit")
     inputs = manifest.input_signature(bundle)

@@ -77,7 +77,9 @@ def small_pairs():
     )
 
 
-def small_cclnet(workdir, config=SMALL, *, kind=Run, vit=False, dataset=None, **changes):
+def small_cclnet(
+    workdir, config=SMALL, *, kind=Run, vit=False, dataset=None, images=None, **changes
+):
     """A `Run`; `changes` replace fields of the configuration."""
     config = dataclasses.replace(config, **changes)
     dataset = dataset or small_pairs()
@@ -85,7 +87,7 @@ def small_cclnet(workdir, config=SMALL, *, kind=Run, vit=False, dataset=None, **
         config,
         dataset=with_one_source(dataset),
         tables={},
-        images=small_images(dataset, config.data),
+        images=images or small_images(dataset, config.data),
         clip=small_clip(config, vit=vit),
         tokenizer=WordTokenizer(),
         workdir=workdir,

@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 
 from ccafl_jax.data.augment import augment
-from ccafl_jax.methods import files, towers
+from ccafl_jax.methods import files, prompt_stage, towers
 from ccafl_jax.methods.cameras import keep_cameras
-from ccafl_jax.methods.ccafl import memories, phases, prompts
+from ccafl_jax.methods.ccafl import memories, phases
 from ccafl_jax.methods.ccafl.config import STAGES, CCAFLConfig, ModelConfig
 from ccafl_jax.methods.ccafl.model import image_model
 from ccafl_jax.methods.ccafl.progress import Progress, summarize
@@ -99,7 +99,8 @@ def scaled_rates(config):
 
 
 def prompt_rates(config):
-    return [prompts.learning_rate(epoch, config.prompts) for epoch in range(config.prompts.epochs)]
+    options = config.prompts
+    return [prompt_stage.learning_rate(epoch, options) for epoch in range(options.epochs)]
 
 
 def augmented(config):

@@ -10,6 +10,7 @@ from flax import nnx
 
 from ccafl_jax import losses
 from ccafl_jax.memory import update_each, update_hard
+from ccafl_jax.methods import prompt_stage
 from ccafl_jax.methods.cclnet import phases, prompts
 from ccafl_jax.methods.cclnet.config import CCLNetConfig, OptimizerConfig, SwapConfig
 from ccafl_jax.models.clip import CLIPConfig, ResNetConfig, TextConfig, weights
@@ -78,7 +79,7 @@ def test_smoothed_cross_entropy_leaves_images_without_a_description_out():
 
 def test_rates():
     data, config = golden("schedules_optim", "cclnet"), CCLNetConfig()
-    found = [prompts.learning_rate(epoch, config.prompts) for epoch in range(60)]
+    found = [prompt_stage.learning_rate(epoch, config.prompts) for epoch in range(60)]
     np.testing.assert_allclose(found, data["stage1_lr"], rtol=1e-5)
     for first in (0, 120):  # both stages have one schedule
         found = [phases.learning_rate(first + epoch, config) for epoch in range(120)]

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from ccafl_jax.data.augment import augment
+from ccafl_jax.methods import prompt_stage
 from ccafl_jax.methods.cclnet import phases, prompts
 from ccafl_jax.methods.cclnet.config import CCLNetConfig
 from ccafl_jax.methods.cclnet.evaluation import score
@@ -80,7 +81,7 @@ def rates(config):
 
 def prompt_rates(config):
     options = config.scaled().prompts
-    return [prompts.learning_rate(epoch, options) for epoch in range(60)]
+    return [prompt_stage.learning_rate(epoch, options) for epoch in range(60)]
 
 
 def prompt_batches(config):

@@ -8,13 +8,23 @@ import numpy as np
 import pytest
 
 from ccafl_jax.data.records import INFRARED
+from ccafl_jax.deploy import embedder
+from ccafl_jax.deploy.bundle import ModelBundle
 from ccafl_jax.deploy.embedder import Embedder
-from ccafl_jax.deploy.run_folder import read_run
+from ccafl_jax.deploy.evaluate import open_test_set
+from ccafl_jax.deploy.features import extract
+from ccafl_jax.deploy.loading import load_bundle
+from ccafl_jax.deploy.run_folder import read_run, write_run
 from ccafl_jax.methods.cclnet import label_files
 from ccafl_jax.methods.cclnet.config import ScheduleConfig, SwapConfig, TextConfig
 from ccafl_jax.methods.cclnet.dry_run import dry_run
+from ccafl_jax.methods.cclnet.setup import open_modalities, whole_test_set
+from ccafl_jax.methods.run import Images
+from ccafl_jax.training.description import read_description
 from ccafl_jax.training.loop import Loop
 from ccafl_jax.training.preemption import Preempted
+from data_prep.synthetic import write_layout
+from data_prep.synthetic.layouts.sysumm01 import SysuConfig
 from tests.methods.small_cclnet import SMALL, small_cclnet, small_pairs
 from tests.methods.small_run import decoded
 
@@ -197,6 +207,42 @@ def test_what_a_stage_needs_is_asked_for(tmp_path):
     visible = dataset.train.take(dataset.train.modality != INFRARED)
     with pytest.raises(ValueError, match="64 visible and 0 infrared images"):
         small_cclnet(tmp_path, dataset=dataclasses.replace(dataset, train=visible))
+
+
+def test_evaluation_looks_at_the_pixels_of_training(tmp_path, monkeypatch):
+    """A run on larger pictures, as `scripts/evaluate.py` opens it and finds its data set."""
+    layout = SysuConfig(train_ids=2, val_ids=1, test_ids=2, images=2, height=64, width=40)
+    write_layout(tmp_path / "data", "sysumm01", layout)
+    collection = open_modalities(SMALL.data, str(tmp_path / "data"))
+    dataset = whole_test_set(collection, SMALL.data)
+    test = dataset.query.join(dataset.gallery)
+    images = Images(train=dataset.train, test=test)
+    run = small_cclnet(tmp_path / "run", dataset=dataset, images=images)
+    meta = run._description()
+    model, preprocess = read_description(meta, "the run")
+    arrays = {"params": run.state.params, "batch_stats": run.state.batch_stats}
+    recipe = {"method": "cclnet", "config": meta["config"]}
+    bundle = ModelBundle(
+        model, preprocess, **arrays, recipe=recipe, metrics={}, source="", data_root=dataset.root
+    )
+    write_run(tmp_path / "run", bundle)
+
+    seen = []
+    monkeypatch.setattr(embedder, "compiled_embed", lambda *_: watched)
+
+    def watched(arrays, pixels, kinds):
+        seen.append(np.asarray(pixels))
+        return np.ones((len(pixels), model.features), np.float32)
+
+    bundle = load_bundle(tmp_path / "run")
+    found = extract(bundle, open_test_set(bundle), batch=8)
+    expected = dict(zip(test.path, decoded(run.test_images), strict=True))
+    assert sorted(found.names) == sorted(expected) and found.meta["preprocess"] == {
+        **{"height": 32, "width": 16, "resample": "lanczos"},
+        **{"mean": [*SMALL.augment.mean], "std": [*SMALL.augment.std]},
+    }
+    for name, pixels in zip(found.names, np.concatenate(seen), strict=False):
+        np.testing.assert_array_equal(pixels, expected[name])
 
 
 def written(folder):

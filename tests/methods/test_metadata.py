@@ -11,7 +11,7 @@ import pytest
 from ccafl_jax.data.labels import intra_camera_labels
 from ccafl_jax.data.names import Names
 from ccafl_jax.data.records import Records, ReIDDataset
-from ccafl_jax.data.sources import FolderSource
+from ccafl_jax.data.sources import FolderSource, PixelFormat
 from ccafl_jax.methods.ccafl.config import CCAFLConfig
 from ccafl_jax.methods.metadata import (
     FREE_OPTIONS,
@@ -43,6 +43,7 @@ def described(config=CONFIG, *, pid=PID, root="", workdir="/w"):
         config,
         tiny.resnet_config(),
         dataset,
+        PixelFormat(config.data.height, config.data.width),
         workdir=workdir,
         classes=labels.num_classes,
         training_set=training_digest(train),

@@ -31,8 +31,9 @@ from ccafl_jax.methods.calr.phases import (
 )
 from ccafl_jax.methods.calr.progress import Progress, pack, summarize, unpack
 from ccafl_jax.methods.calr.state import CALRState
+from ccafl_jax.methods.epochs import EpochRun, EpochStart, progress_bar
 from ccafl_jax.methods.metadata import describe_run
-from ccafl_jax.methods.run import EncoderRun, EpochStart, Images, progress_bar
+from ccafl_jax.methods.run import Images
 from ccafl_jax.models.camera_head import CameraHead
 from ccafl_jax.models.reid import ReIDConfig, ReIDModel
 from ccafl_jax.pseudo_labels.agglomerative import number_of_clusters
@@ -49,7 +50,7 @@ from ccafl_jax.training.state import split_model
 log = logging.getLogger("ccafl_jax")
 
 
-class Run(EncoderRun):
+class Run(EpochRun):
     """One training run in one folder."""
 
     def __init__(
@@ -344,6 +345,7 @@ class Run(EncoderRun):
             self.asked,
             self.model_config,
             self.dataset,
+            self._pixels(),
             workdir=self.workdir,
             training_set=self._training_set,
         )

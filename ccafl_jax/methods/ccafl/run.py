@@ -6,8 +6,7 @@ Read `EncoderRun.train` first, which says how any run begins, resumes and ends, 
 import functools
 import logging
 import pathlib
-import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
@@ -30,16 +29,16 @@ from ccafl_jax.methods.ccafl.phases import (
 )
 from ccafl_jax.methods.ccafl.progress import Progress, pack, summarize, unpack
 from ccafl_jax.methods.class_texts import make_class_texts
+from ccafl_jax.methods.epochs import EpochStart, headline
 from ccafl_jax.methods.metadata import class_digest, class_names, describe_run
-from ccafl_jax.methods.run import EncoderRun, EpochStart, Images, headline, progress_bar
+from ccafl_jax.methods.prompt_stage import PromptRun
+from ccafl_jax.methods.run import Images
 from ccafl_jax.models.clip import CLIP, Tokenizer
 from ccafl_jax.models.prompts import init_prompts, prompt_template, template_embeddings
 from ccafl_jax.pseudo_labels.cross_camera import diagnostics
 from ccafl_jax.training.agreement import from_first
-from ccafl_jax.training.extract import Extractor
 from ccafl_jax.training.layout import with_rows
 from ccafl_jax.training.log import format_line
-from ccafl_jax.training.loop import mean_metrics
 from ccafl_jax.training.sharding import check_batch, replicate
 from ccafl_jax.training.state import split_model
 
@@ -49,7 +48,7 @@ REACH = ("last_distance", "stranger_distance")
 """Figures of an association that may call for a warning."""
 
 
-class Run(EncoderRun):
+class Run(PromptRun):
     """One training run in one folder."""
 
     def __init__(
@@ -114,11 +113,6 @@ class Run(EncoderRun):
         self.prompt_state = replicate(prompt_state, self.mesh)
         self.class_text: jax.Array | None = None
 
-    @functools.cached_property
-    def extract_g(self) -> Extractor:
-        """Extracts features of the joint space."""
-        return self._extractor("image_features", "joint features")
-
     @property
     def num_classes(self) -> int:
         """Accumulated (camera, identity) classes."""
@@ -173,25 +167,6 @@ class Run(EncoderRun):
 
     # Stage 1.
 
-    def _train_prompts(self) -> None:
-        config, start = self.config.prompts, self.progress.prompt_epochs
-        if start >= config.epochs:
-            return
-        clock = time.monotonic()
-        context = self._prompt_context(self._extract(self.extract_g))
-        step = self._make_prompt_step()
-        bar = progress_bar(config.epochs, "prompts", unit="epoch", initial=start)
-        for epoch in range(start, config.epochs):
-            means = self._prompt_epoch(epoch, step, context)
-            bar.set_postfix(loss=f"{means['loss']:.3f}")
-            bar.update()
-            self.log.write("prompts", epoch, means)
-            self.progress.prompt_epochs = epoch + 1
-            if epoch + 1 < config.epochs:  # the last one is saved with the texts
-                self._save()
-        bar.close()
-        self._finish_prompts(context, means["loss"], clock)
-
     def _make_prompt_step(self) -> Callable:
         return prompts.make_prompt_step(
             self.text_graph,
@@ -202,28 +177,15 @@ class Run(EncoderRun):
             on_trace=self.traces.append,
         )
 
-    def _prompt_epoch(self, epoch: int, step: Callable, context: prompts.PromptContext) -> dict:
-        config = self.config.prompts
-        found, _ = self.progress.take_part("prompts")
-        rate = np.asarray(prompts.learning_rate(epoch, config), self.prompt_state.prompts.dtype)
-        batches = prompts.batches(
+    def _prompt_batches(self, epoch: int, first: int) -> Iterator[tuple]:
+        return prompts.batches(
             len(self.dataset.train),
-            config,
+            self.config.prompts,
             self.mesh,
             seed=self.config.seed,
             epoch=epoch,
-            first=len(found),
+            first=first,
         )
-        self.prompt_state, complete = self.loop.steps(
-            lambda state, batch: step(state, context, *batch, rate),
-            self.prompt_state,
-            batches,
-            found,
-            where=f"epoch {epoch + 1} of prompts",
-        )
-        if not complete:
-            self._leave("prompts", found, {}, memory=False)
-        return mean_metrics(found) | {"learning_rate": float(rate)}
 
     def _prompt_context(self, g: jax.Array | np.ndarray) -> prompts.PromptContext:
         context = prompts.PromptContext(
@@ -236,19 +198,13 @@ class Run(EncoderRun):
         )
         return replicate(context, self.mesh)
 
-    def _finish_prompts(self, context: prompts.PromptContext, loss: float, clock: float) -> None:
+    def _finish_prompts(self, context: prompts.PromptContext) -> dict[str, float]:
         encode = make_class_texts(self.text_graph, self.template)
         self.class_text = encode(self.text_params, self.sentence, self.prompt_state.prompts)
         top1 = prompts.top1_inside_camera(
             context.image_features, self.class_text, context.label, context.cam_of
         )
-        learned = {"loss": loss, "top1_inside_camera": float(top1)}
-        seconds = time.monotonic() - clock
-        log.info("prompts: %s", format_line(learned | {"seconds": seconds}))
-        # The image encoder is untouched, so the figures are still those it came with.
-        figures = {key: value for key, value in self.progress.zero_shot.items() if key != "g"}
-        self.progress.stages.append({"name": "prompts", **learned, **figures, "seconds": seconds})
-        self._save()
+        return {"top1_inside_camera": float(top1)}
 
     # Stages 2 and 3.
 
@@ -392,6 +348,7 @@ class Run(EncoderRun):
             self.asked,
             self.model_config,
             self.dataset,
+            self._pixels(),
             workdir=self.workdir,
             training_set=self._training_set,
             classes=self.num_classes,

@@ -18,7 +18,7 @@ from ccafl_jax.methods.class_texts import encode_prompts
 from ccafl_jax.models.prompts import PromptTemplate, init_prompts
 from ccafl_jax.training.layout import REPLICATED, constrain
 from ccafl_jax.training.loop import is_finite, keep_where
-from ccafl_jax.training.optimizers import coupled_adam, prompt_cosine
+from ccafl_jax.training.optimizers import coupled_adam
 from ccafl_jax.training.sharding import shard_rows
 from ccafl_jax.training.state import FlatDict
 
@@ -173,15 +173,3 @@ def batches(
     rows, valid = shuffled_pairs(*sides, seed=seed, epoch=epoch, batch=config.batch)
     for batch in zip(rows[first:], valid[first:], strict=True):
         yield tuple(shard_rows(array, mesh) for array in batch)
-
-
-def learning_rate(epoch: int, config: PromptsConfig) -> float:
-    """The rate of an epoch, counted from 0."""
-    return prompt_cosine(
-        epoch + 1,
-        base=config.base_lr,
-        warmup_from=config.warmup_from,
-        warmup_epochs=config.warmup_epochs,
-        minimum=config.min_lr,
-        epochs=config.epochs,
-    )

@@ -6,8 +6,7 @@ Read `EncoderRun.train` first, which says how any run begins, resumes and ends, 
 import functools
 import logging
 import pathlib
-import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import jax
@@ -35,17 +34,16 @@ from ccafl_jax.methods.cclnet.phases import (
 )
 from ccafl_jax.methods.cclnet.progress import Progress, pack, summarize, unpack
 from ccafl_jax.methods.class_texts import make_class_texts
+from ccafl_jax.methods.epochs import EpochStart
 from ccafl_jax.methods.metadata import describe_run
-from ccafl_jax.methods.run import EncoderRun, EpochStart, Images, progress_bar
+from ccafl_jax.methods.prompt_stage import PromptRun
+from ccafl_jax.methods.run import Images
 from ccafl_jax.models.clip import CLIP, Tokenizer
 from ccafl_jax.models.dual_stream import MODALITIES
 from ccafl_jax.models.prompts import prompt_template, template_embeddings
 from ccafl_jax.pseudo_labels.matching import match_similarity
 from ccafl_jax.training.agreement import from_first
-from ccafl_jax.training.extract import Extractor
 from ccafl_jax.training.layout import padded_rows
-from ccafl_jax.training.log import format_line
-from ccafl_jax.training.loop import mean_metrics
 from ccafl_jax.training.sharding import check_batch, host_local, replicate
 from ccafl_jax.training.state import TrainState, split_model
 
@@ -56,7 +54,7 @@ SMALLEST_CLUSTERS = 4
 there will be; a guess too high costs little."""
 
 
-class Run(EncoderRun):
+class Run(PromptRun):
     """One training run in one folder."""
 
     def __init__(
@@ -168,11 +166,6 @@ class Run(EncoderRun):
 
     def _kinds(self, records: Records) -> np.ndarray:
         return records.modality.astype(np.int32)
-
-    @functools.cached_property
-    def extract_g(self) -> Extractor:
-        """Extracts features of the joint space."""
-        return self._extractor("image_features", "joint features")
 
     def _score(self, features: jax.Array) -> dict:
         options = self.config.evaluation
@@ -319,38 +312,9 @@ class Run(EncoderRun):
             progress.text_labels = progress.labels.copy()
             from_first(lambda: label_files.write(self.workdir, self.dataset, progress.text_labels))
 
-    def _train_prompts(self) -> None:
-        config, progress = self.config.prompts, self.progress
-        start = progress.prompt_epochs
-        if start >= config.epochs:
-            return
-        clock = time.monotonic()
-        if start == 0 and progress.part is None:
-            self._start_anew()
-            self.prompt_state = self._fresh_prompts()
-        context = self._prompt_context(self._extract(self.extract_g))
-        step = self._make_prompt_step()
-        bar = progress_bar(config.epochs, "prompts", unit="epoch", initial=start)
-        for epoch in range(start, config.epochs):
-            means = self._prompt_epoch(epoch, step, context)
-            bar.set_postfix(loss=f"{means['loss']:.3f}")
-            bar.update()
-            self.log.write("prompts", epoch, means)
-            progress.prompt_epochs = epoch + 1
-            if epoch + 1 < config.epochs:  # the last one is saved with the texts
-                self._save()
-        bar.close()
-        self.class_text = {
-            name: make_class_texts(self.text_graph, template)(
-                self.text_params, self.sentences[name], self.prompt_state.prompts[name]
-            )
-            for name, template in self.templates.items()
-        }
-        learned = {"loss": means["loss"], "seconds": time.monotonic() - clock}
-        log.info("prompts: %s", format_line(learned))
-        # The image encoder is untouched, so the figures are still those it came with.
-        progress.stages.append({"name": "prompts", **progress.zero_shot, **learned})
-        self._save()
+    def _start_prompts(self) -> None:
+        self._start_anew()
+        self.prompt_state = self._fresh_prompts()
 
     def _fresh_prompts(self) -> prompts.PromptState:
         clusters = clusters_of(self.progress.text_labels, self.infrared)
@@ -370,29 +334,16 @@ class Run(EncoderRun):
             on_trace=self.traces.append,
         )
 
-    def _prompt_epoch(self, epoch: int, step: Callable, context: prompts.PromptContext) -> dict:
-        config = self.config.prompts
-        found, _ = self.progress.take_part("prompts")
-        rate = np.asarray(prompts.learning_rate(epoch, config), self.sentences["visible"].dtype)
-        batches = prompts.batches(
+    def _prompt_batches(self, epoch: int, first: int) -> Iterator[tuple]:
+        return prompts.batches(
             self.progress.text_labels,
             self.infrared,
-            config,
+            self.config.prompts,
             self.mesh,
             seed=self.config.seed,
             epoch=epoch,
-            first=len(found),
+            first=first,
         )
-        self.prompt_state, complete = self.loop.steps(
-            lambda state, batch: step(state, context, *batch, rate),
-            self.prompt_state,
-            batches,
-            found,
-            where=f"epoch {epoch + 1} of prompts",
-        )
-        if not complete:
-            self._leave("prompts", found, {}, memory=False)
-        return mean_metrics(found) | {"learning_rate": float(rate)}
 
     def _prompt_context(self, g: jax.Array | np.ndarray) -> prompts.PromptContext:
         context = prompts.PromptContext(
@@ -402,6 +353,15 @@ class Run(EncoderRun):
             label=jnp.asarray(self.progress.text_labels, jnp.int32),
         )
         return replicate(context, self.mesh)
+
+    def _finish_prompts(self, context: prompts.PromptContext) -> dict[str, float]:
+        self.class_text = {
+            name: make_class_texts(self.text_graph, template)(
+                self.text_params, self.sentences[name], self.prompt_state.prompts[name]
+            )
+            for name, template in self.templates.items()
+        }
+        return {}
 
     # Checkpoints and summary.
 
@@ -423,6 +383,7 @@ class Run(EncoderRun):
             self.asked,
             self.model_config,
             self.dataset,
+            self._pixels(),
             workdir=self.workdir,
             training_set=self._training_set,
         )

@@ -16,10 +16,11 @@ import numpy as np
 from ccafl_jax.data.clips import Clips, clips_of, cut, segment_means, training_clips
 from ccafl_jax.data.records import ReIDDataset, Tracklets, tracklets
 from ccafl_jax.data.samplers import plan_groups
+from ccafl_jax.methods.epochs import EpochRun, EpochStart
 from ccafl_jax.methods.metadata import describe_run
 from ccafl_jax.methods.packing import pack_state, unpack_state
 from ccafl_jax.methods.progress import Progress
-from ccafl_jax.methods.run import EncoderRun, EpochStart, Images
+from ccafl_jax.methods.run import Images
 from ccafl_jax.methods.tfclip.config import TFCLIPConfig
 from ccafl_jax.methods.tfclip.evaluation import score_tracklets
 from ccafl_jax.methods.tfclip.phases import (
@@ -43,7 +44,7 @@ log = logging.getLogger("ccafl_jax")
 _PASS = 1_009  # between the seeds of the passes that make up an epoch of many steps
 
 
-class Run(EncoderRun):
+class Run(EpochRun):
     """One training run in one folder.
 
     Attributes, beside those of all methods:
@@ -225,6 +226,7 @@ class Run(EncoderRun):
             self.asked,
             self.model_config,
             self.dataset,
+            self._pixels(),
             workdir=self.workdir,
             training_set=self._training_set,
             classes=self.model_config.classes,
