@@ -1,12 +1,58 @@
 """Options that all methods share, grouped as the parts of a run are."""
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar
 
 from ccafl_jax.data.layouts import LAYOUTS
 from ccafl_jax.data.opening import SOURCES
 from ccafl_jax.methods.cameras import camera_names
 from ccafl_jax.options import require, require_choice
+
+Options = TypeVar("Options")
+
+
+def require_run(config: Any, *, stages: Sequence[str], keep_best: Sequence[str]) -> None:
+    """Raises ValueError unless the options that stand beside the groups are valid.
+
+    Args:
+      config: of a run, with `stages`, `keep_best` and `skip_nonfinite`.
+      stages: those of the method, in their order.
+      keep_best: the sets whose best checkpoint can be kept, and "".
+    """
+    require_choice("keep_best", config.keep_best, tuple(keep_best))
+    require(config.skip_nonfinite >= 0, "skip_nonfinite must be 0 or a number of steps")
+    require_stages(config.stages, stages)
+
+
+def at_batch(
+    config: Options, *, sizes: Sequence[str], rates: Sequence[str], steps: Sequence[str]
+) -> Options:
+    """Options at `scale.batch` times the batch, where that is 1 again.
+
+    Args:
+      config: of a run.
+      sizes: options that grow with the batch, as "group.name".
+      rates: learning rates, likewise.
+      steps: numbers of steps that shrink, likewise.
+    """
+    scale = config.scale
+    rules: dict[str, Callable] = {
+        **dict.fromkeys(sizes, lambda value: value * scale.batch),
+        **dict.fromkeys(rates, scale.rate),
+        **dict.fromkeys(steps, scale.steps),
+    }
+    groups: dict[str, dict[str, Any]] = {"scale": {"batch": 1}}
+    for path, rule in rules.items():
+        group, name = path.split(".")
+        groups.setdefault(group, {})[name] = rule(getattr(getattr(config, group), name))
+    return dataclasses.replace(
+        config,
+        **{
+            group: dataclasses.replace(getattr(config, group), **values)
+            for group, values in groups.items()
+        },
+    )
 
 
 def require_stages(stages: Sequence[str], known: Sequence[str]) -> None:

@@ -10,7 +10,6 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from ccafl_jax.data.augment import augment
 from ccafl_jax.methods.calr import phases
 from ccafl_jax.methods.calr.config import CALRConfig
 from ccafl_jax.methods.calr.labels import camera_labels, global_labels, refine_by_pivots
@@ -18,7 +17,7 @@ from ccafl_jax.methods.calr.progress import Progress, summarize
 from ccafl_jax.methods.calr.run import Run
 from ccafl_jax.models.camera_head import CameraHead
 from ccafl_jax.training.state import merge_model, split_model
-from tests.methods.option_tables import leaves, with_options
+from tests.methods.option_tables import augmentation, leaves, with_options
 from tests.methods.small_calr import small_model
 
 IMAGES, CAMERAS, DIM = 120, 3, 8
@@ -112,11 +111,6 @@ def local_epochs(config):
     return [Run._local_epochs.fget(run)]
 
 
-def augmented(config):
-    images = np.random.default_rng(0).integers(0, 255, (16, 16, 8, 3)).astype(np.uint8)
-    return np.asarray(augment(images, seed=0, step=3, config=config.augment))
-
-
 def tower(config):
     model, sizes = small_model(config)
     return [*sizes.vision.image_size, sizes.vision.last_stride, sizes.heads.pooling,
@@ -166,17 +160,7 @@ OPTIONS = {
     "scale.rule": ("linear", rates),
     "data.height": (64, tower),
     "data.width": (32, tower),
-    "augment.grey": (1.0, augmented),
-    "augment.erase_law": ("log", augmented),
-    "augment.flip": (0.0, augmented),
-    "augment.pad": (1, augmented),
-    "augment.erase_probability": (0.0, augmented),
-    "augment.erase_area": ((0.3, 0.4), augmented),
-    "augment.erase_aspect": (0.9, augmented),
-    "augment.erase_fill": ("zero", augmented),
-    "augment.erase_place": ("size", augmented),
-    "augment.mean": ((0.0, 0.0, 0.0), augmented),
-    "augment.std": ((1.0, 1.0, 1.0), augmented),
+    **augmentation(law="log", fill="zero"),
     "model.pooling": ("mean", tower),
     "model.last_stride": (2, tower),
     "model.bn_group": (8, tower),

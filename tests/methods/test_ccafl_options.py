@@ -9,7 +9,6 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from ccafl_jax.data.augment import augment
 from ccafl_jax.methods import files, prompt_stage, towers
 from ccafl_jax.methods.cameras import keep_cameras
 from ccafl_jax.methods.ccafl import memories, phases
@@ -21,7 +20,7 @@ from ccafl_jax.methods.holdout import split_held_out
 from ccafl_jax.options import from_mapping
 from ccafl_jax.training.features import score
 from ccafl_jax.training.optimizers import bias_factors
-from tests.methods.option_tables import leaves
+from tests.methods.option_tables import augmentation, leaves
 from tests.methods.small_run import SMALL, WordTokenizer, small_clip, small_dataset
 
 CLASSES, DIM, EMBED = 12, 6, 5
@@ -101,11 +100,6 @@ def scaled_rates(config):
 def prompt_rates(config):
     options = config.prompts
     return [prompt_stage.learning_rate(epoch, options) for epoch in range(options.epochs)]
-
-
-def augmented(config):
-    images = np.random.default_rng(0).integers(0, 255, (16, 16, 8, 3)).astype(np.uint8)
-    return np.asarray(augment(images, seed=0, step=3, config=config.augment))
 
 
 def optimizer(config):
@@ -263,17 +257,7 @@ OPTIONS = {
     "prompts.warmup_epochs": (1, prompt_rates),
     "prompts.min_lr": (1.0, prompt_rates),
     "schedule.iterations": (3, plan),
-    "augment.grey": (1.0, augmented),
-    "augment.erase_law": ("log", augmented),
-    "augment.flip": (0.0, augmented),
-    "augment.pad": (1, augmented),
-    "augment.erase_probability": (0.0, augmented),
-    "augment.erase_area": ((0.1, 0.2), augmented),
-    "augment.erase_aspect": (0.5, augmented),
-    "augment.erase_fill": ("zero", augmented),
-    "augment.erase_place": ("size", augmented),
-    "augment.mean": ((0.5, 0.5, 0.5), augmented),
-    "augment.std": ((0.5, 0.5, 0.5), augmented),
+    **augmentation(law="log", fill="zero"),
     "reduce": ("mean_cam_mean", intra),
     "data.val_fraction": (0.25, held_out),
     "data.train_cameras": (("1", "c3"), trained_cameras),

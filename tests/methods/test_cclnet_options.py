@@ -8,7 +8,6 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from ccafl_jax.data.augment import augment
 from ccafl_jax.methods import prompt_stage
 from ccafl_jax.methods.cclnet import phases, prompts
 from ccafl_jax.methods.cclnet.config import CCLNetConfig
@@ -18,7 +17,7 @@ from ccafl_jax.methods.cclnet.progress import Progress, summarize
 from ccafl_jax.methods.cclnet.run import Run
 from ccafl_jax.methods.cclnet.setup import whole_test_set
 from ccafl_jax.training.optimizers import apply_scaled
-from tests.methods.option_tables import leaves, with_options
+from tests.methods.option_tables import augmentation, leaves, with_options
 from tests.methods.small_cclnet import small_pairs, with_one_source
 
 PEOPLE, DIM = 10, 8
@@ -124,11 +123,6 @@ def plans(config):
     return [*found.shape, *found[0, :8]]
 
 
-def augmented(config):
-    images = np.random.default_rng(0).integers(0, 255, (32, 16, 8, 3)).astype(np.uint8)
-    return np.asarray(augment(images, seed=0, step=3, config=config.augment))
-
-
 def pixels(config):
     found = Run._pixels(types.SimpleNamespace(config=config))
     return [found.height, found.width, found.filter == "lanczos"]
@@ -217,17 +211,7 @@ OPTIONS = {
     "scale.rule": ("linear", rates),
     "data.height": (64, pixels),
     "data.width": (32, pixels),
-    "augment.grey": (1.0, augmented),
-    "augment.flip": (0.0, augmented),
-    "augment.pad": (1, augmented),
-    "augment.erase_probability": (0.0, augmented),
-    "augment.erase_area": ((0.3, 0.4), augmented),
-    "augment.erase_aspect": (0.9, augmented),
-    "augment.erase_law": ("uniform", augmented),
-    "augment.erase_fill": ("release", augmented),
-    "augment.erase_place": ("size", augmented),
-    "augment.mean": ((0.0, 0.0, 0.0), augmented),
-    "augment.std": ((1.0, 1.0, 1.0), augmented),
+    **augmentation(law="uniform", fill="release"),
     "clustering.k1": (4, clusters),
     "clustering.k2": (1, clusters),
     "clustering.eps": (0.2, clusters),

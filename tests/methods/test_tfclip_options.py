@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from ccafl_jax.data.augment import augment
 from ccafl_jax.data.clips import clips_of
 from ccafl_jax.data.records import tracklets
 from ccafl_jax.methods import files
@@ -24,7 +23,7 @@ from ccafl_jax.models.clip.config import ViTConfig
 from ccafl_jax.models.video import ClipOutputs, VideoConfig, build_video
 from ccafl_jax.training.state import merge_model, split_model
 from tests.golden_data import golden
-from tests.methods.option_tables import leaves, with_options
+from tests.methods.option_tables import augmentation, leaves, with_options
 from tests.methods.small_tfclip import SMALL, small_towers, small_tracklets
 
 DEFAULT = dataclasses.replace(SMALL, devices=0)
@@ -121,11 +120,6 @@ def kinds(config):
     ]
 
 
-def augmented(config):
-    images = np.random.default_rng(0).integers(0, 255, (16, 16, 8, 3)).astype(np.uint8)
-    return np.asarray(augment(images, seed=0, step=3, frames=2, config=config.augment))
-
-
 def published(config):
     done = Progress(zero_shot={"mAP": 0.5})
     counts = {"tracklets": 1, "seconds": 1.0}
@@ -177,17 +171,7 @@ OPTIONS = {
     "scale.rule": ("linear", rates),
     "data.height": (64, grid),
     "data.width": (32, grid),
-    "augment.grey": (1.0, augmented),
-    "augment.erase_law": ("log", augmented),
-    "augment.flip": (0.0, augmented),
-    "augment.pad": (1, augmented),
-    "augment.erase_probability": (0.0, augmented),
-    "augment.erase_area": ((0.3, 0.4), augmented),
-    "augment.erase_aspect": (0.9, augmented),
-    "augment.erase_fill": ("zero", augmented),
-    "augment.erase_place": ("size", augmented),
-    "augment.mean": ((0.0, 0.0, 0.0), augmented),
-    "augment.std": ((1.0, 1.0, 1.0), augmented),
+    **augmentation(law="log", fill="zero", frames=2),
     "model.patch_stride": (4, grid),
     "model.camera_embedding": (False, outputs),
     "model.camera_scale": (9.0, outputs),

@@ -12,7 +12,8 @@ from ccafl_jax.methods.options import (
     DataConfig,
     EvaluationConfig,
     InputConfig,
-    require_stages,
+    at_batch,
+    require_run,
 )
 from ccafl_jax.options import require, require_choice
 from ccafl_jax.pseudo_labels import refinement
@@ -260,26 +261,13 @@ class CALRConfig:
 
     def __post_init__(self):
         require_choice("method", self.method, ("calr",))
-        require_choice("keep_best", self.keep_best, ("", "test"))
-        require(self.skip_nonfinite >= 0, "skip_nonfinite must be 0 or a number of steps")
-        require_stages(self.stages, STAGES)
+        require_run(self, stages=STAGES, keep_best=("", "test"))
 
     def scaled(self) -> "CALRConfig":
         """These options at `scale.batch` times the batch, where that is 1 again."""
-        scale = self.scale
-        return dataclasses.replace(
+        return at_batch(
             self,
-            scale=dataclasses.replace(scale, batch=1),
-            local=dataclasses.replace(
-                self.local,
-                classes=self.local.classes * scale.batch,
-                iterations=scale.steps(self.local.iterations),
-            ),
-            sampler=dataclasses.replace(self.sampler, classes=self.sampler.classes * scale.batch),
-            optimizer=dataclasses.replace(
-                self.optimizer, base_lr=scale.rate(self.optimizer.base_lr)
-            ),
-            schedule=dataclasses.replace(
-                self.schedule, iterations=scale.steps(self.schedule.iterations)
-            ),
+            sizes=("local.classes", "sampler.classes"),
+            rates=("optimizer.base_lr",),
+            steps=("local.iterations", "schedule.iterations"),
         )

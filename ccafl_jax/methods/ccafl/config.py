@@ -12,7 +12,7 @@ from collections.abc import Callable
 from ccafl_jax.data.augment import AugmentConfig
 from ccafl_jax.methods import options
 from ccafl_jax.methods.cameras import camera_names
-from ccafl_jax.methods.options import EvaluationConfig, InputConfig, require_stages
+from ccafl_jax.methods.options import EvaluationConfig, InputConfig, require_run
 from ccafl_jax.models.layers import ATTENTION
 from ccafl_jax.options import require, require_choice
 from ccafl_jax.pseudo_labels.agglomerative import number_of_clusters
@@ -447,32 +447,17 @@ class CCAFLConfig:
     def __post_init__(self):
         require_choice("method", self.method, ("ccafl",))
         require_choice("reduce", self.reduce, ("sum_cam_mean", "mean_cam_mean"))
-        require_choice("keep_best", self.keep_best, ("", "val", "test"))
+        require_run(self, stages=STAGES, keep_best=("", "val", "test"))
         require(
             self.keep_best != "val" or self.data.val_fraction > 0,
             "keep_best=val needs identities to be held out: set data.val_fraction above 0",
         )
-        require(self.skip_nonfinite >= 0, "skip_nonfinite must be 0 or a number of steps")
-        require_stages(self.stages, STAGES)
 
     def scaled(self) -> "CCAFLConfig":
         """These options at `scale.batch` times the batch, where that is 1 again."""
-        scale = self.scale
-        return dataclasses.replace(
+        return options.at_batch(
             self,
-            scale=dataclasses.replace(scale, batch=1),
-            prompts=dataclasses.replace(
-                self.prompts,
-                batch=self.prompts.batch * scale.batch,
-                base_lr=scale.rate(self.prompts.base_lr),
-            ),
-            sampler=dataclasses.replace(self.sampler, classes=self.sampler.classes * scale.batch),
-            optimizer=dataclasses.replace(
-                self.optimizer,
-                base_lr=scale.rate(self.optimizer.base_lr),
-                classifier_lr=scale.rate(self.optimizer.classifier_lr),
-            ),
-            schedule=dataclasses.replace(
-                self.schedule, iterations=scale.steps(self.schedule.iterations)
-            ),
+            sizes=("prompts.batch", "sampler.classes"),
+            rates=("prompts.base_lr", "optimizer.base_lr", "optimizer.classifier_lr"),
+            steps=("schedule.iterations",),
         )

@@ -11,7 +11,7 @@ from ccafl_jax.data.augment import AugmentConfig
 from ccafl_jax.data.samplers import DRAWS
 from ccafl_jax.evaluation.protocols import CHOICES
 from ccafl_jax.methods import options
-from ccafl_jax.methods.options import InputConfig, require_stages
+from ccafl_jax.methods.options import InputConfig, require_run
 from ccafl_jax.models.layers import ATTENTION
 from ccafl_jax.options import require, require_choice
 from ccafl_jax.training.scale import ScaleConfig
@@ -330,28 +330,13 @@ class CCLNetConfig:
 
     def __post_init__(self):
         require_choice("method", self.method, ("cclnet",))
-        require_choice("keep_best", self.keep_best, ("", "test"))
-        require(self.skip_nonfinite >= 0, "skip_nonfinite must be 0 or a number of steps")
-        require_stages(self.stages, STAGES)
+        require_run(self, stages=STAGES, keep_best=("", "test"))
 
     def scaled(self) -> "CCLNetConfig":
         """These options at `scale.batch` times the batch, where that is 1 again."""
-        scale = self.scale
-        return dataclasses.replace(
+        return options.at_batch(
             self,
-            scale=dataclasses.replace(scale, batch=1),
-            prompts=dataclasses.replace(
-                self.prompts,
-                batch=self.prompts.batch * scale.batch,
-                base_lr=scale.rate(self.prompts.base_lr),
-            ),
-            sampler=dataclasses.replace(self.sampler, classes=self.sampler.classes * scale.batch),
-            optimizer=dataclasses.replace(
-                self.optimizer,
-                base_lr=scale.rate(self.optimizer.base_lr),
-                swap_lr=scale.rate(self.optimizer.swap_lr),
-            ),
-            schedule=dataclasses.replace(
-                self.schedule, iterations=scale.steps(self.schedule.iterations)
-            ),
+            sizes=("prompts.batch", "sampler.classes"),
+            rates=("prompts.base_lr", "optimizer.base_lr", "optimizer.swap_lr"),
+            steps=("schedule.iterations",),
         )

@@ -11,7 +11,7 @@ from ccafl_jax.data.augment import AugmentConfig
 from ccafl_jax.data.clips import KINDS, SPLITS
 from ccafl_jax.data.layouts.ilidsvid import ORIENTATIONS
 from ccafl_jax.methods import options
-from ccafl_jax.methods.options import EvaluationConfig, InputConfig, require_stages
+from ccafl_jax.methods.options import EvaluationConfig, InputConfig, require_run
 from ccafl_jax.models.layers import ATTENTION
 from ccafl_jax.models.temporal import CONTEXTS, LAYOUTS, PromptSizes
 from ccafl_jax.models.video import FEATURES
@@ -309,26 +309,18 @@ class TFCLIPConfig:
 
     def __post_init__(self):
         require_choice("method", self.method, ("tfclip",))
-        require_choice("keep_best", self.keep_best, ("", "test"))
-        require(self.skip_nonfinite >= 0, "skip_nonfinite must be 0 or a number of steps")
+        require_run(self, stages=STAGES, keep_best=("", "test"))
         require(
             not self.scale.shard_classes,
             "scale.shard_classes is not for TF-CLIP, whose identities attend to each other: "
             "prompt.remat saves memory",
         )
-        require_stages(self.stages, STAGES)
 
     def scaled(self) -> "TFCLIPConfig":
         """These options at `scale.batch` times the batch, where that is 1 again."""
-        scale = self.scale
-        return dataclasses.replace(
+        return options.at_batch(
             self,
-            scale=dataclasses.replace(scale, batch=1),
-            sampler=dataclasses.replace(self.sampler, classes=self.sampler.classes * scale.batch),
-            optimizer=dataclasses.replace(
-                self.optimizer, base_lr=scale.rate(self.optimizer.base_lr)
-            ),
-            schedule=dataclasses.replace(
-                self.schedule, iterations=scale.steps(self.schedule.iterations)
-            ),
+            sizes=("sampler.classes",),
+            rates=("optimizer.base_lr",),
+            steps=("schedule.iterations",),
         )
