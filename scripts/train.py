@@ -187,10 +187,10 @@ def folder_or_store(text: str) -> pathlib.Path:
 
 def remove_run(workdir: pathlib.Path) -> None:
     """Removes what a run writes; other files in the folder stay."""
-    for name in ("checkpoints", "preempted", "features", "tensorboard"):
+    for name in ("checkpoints", "preempted", "features", "snapshots", "tensorboard"):
         if (workdir / name).exists():
             open_path(workdir / name).rmtree()
-    for name in ("summary.json", "metrics.jsonl"):
+    for name in ("summary.json", "metrics.jsonl", "report.html"):
         (workdir / name).unlink(missing_ok=True)
 
 
