@@ -145,7 +145,7 @@ def read_published(text: str) -> dict[str, float]:
     for name, value in _PUBLISHED.findall(text):
         number = re.search(r"\d+$", name)
         key = f"rank{number[0]}" if number else {"map": "mAP", "minp": "mINP"}[name.lower()]
-        found[key] = float(value) / 100
+        found[key] = round(float(value) / 100, 6)
     return found
 
 

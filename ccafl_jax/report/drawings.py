@@ -259,7 +259,7 @@ def _finish(axes: Any, x_title: str, y_title: str, *, legend: bool) -> None:
         spine.set_visible(side in ("left", "bottom"))
         spine.set_color(LINES)
     if legend:
-        longest = max(len(line.get_label()) for line in axes.get_legend_handles_labels()[0])
+        longest = max(map(len, axes.get_legend_handles_labels()[1]))
         columns = 3 if longest <= _SHORT else 2
         axes.figure.legend(
             loc="outside lower left", ncols=columns, frameon=False, fontsize=9.5, labelcolor=TEXT
