@@ -118,7 +118,7 @@ def identity_colours(pid: np.ndarray) -> dict[int, str]:
     people = np.unique(pid).tolist()
     found = {}
     for number, person in enumerate(people):
-        hue, lightness = number / max(len(people), 1), (0.42, 0.58, 0.5)[number % 3]
+        hue, lightness = number / max(len(people), 1), (0.5, 0.62, 0.56)[number % 3]
         red, green, blue = colorsys.hls_to_rgb(hue, lightness, 0.72)
         found[person] = f"#{round(255 * red):02x}{round(255 * green):02x}{round(255 * blue):02x}"
     return found

@@ -208,6 +208,9 @@ def _environment() -> Any:
         undefined=jinja2.StrictUndefined,
     )
     environment.filters["percent"] = lambda share, digits=1: f"{100 * share:.{digits}f}"
+    environment.filters["breakable"] = lambda name: markupsafe.Markup(
+        re.sub(r"([._])", r"\1<wbr>", str(markupsafe.escape(name)))
+    )
     environment.filters["data"] = lambda content, kind: markupsafe.Markup(
         f"data:{kind};base64,{base64.b64encode(content).decode()}"
     )
