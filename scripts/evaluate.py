@@ -249,6 +249,11 @@ def _add_results(group) -> None:
         help="figures to report: mAP, mINP, rank1, rank20, ... (default: those of the protocol)",
     )
     group.add_argument("--json", type=user_path, help="write the figures to this file")
+    group.add_argument(
+        "--no-report",
+        action="store_true",
+        help="leave out the report: report.html in the run folder, or F.html beside --json F.json",
+    )
 
 
 def check(arguments: argparse.Namespace) -> None:
@@ -288,21 +293,26 @@ def evaluate(arguments: argparse.Namespace) -> None:
     """Extracts or reads features, ranks, writes and prints."""
     from ccafl_jax.deploy.evaluate import score
     from ccafl_jax.files import write_json
+    from ccafl_jax.report import examine, make
     from ccafl_jax.report.figures import figures_text
     from ccafl_jax.scoring import feature_set
 
     options = scoring_options(arguments)
+    model = {}
     if arguments.features:
         sets = [feature_set.load(path) for path in arguments.features]
         name = ", ".join(path.name for path in arguments.features)
     else:
-        sets = [features_of_run(arguments, options)]
-        name = sets[0].meta["model"]
+        features, model["bundle"], model["collection"] = features_of_run(arguments, options)
+        sets, name = [features], features.meta["model"]
     if arguments.save_features:
         arguments.save_features.parent.mkdir(parents=True, exist_ok=True)
         feature_set.save(arguments.save_features, sets[0])
     if "no_match" not in options and sets[0].meta.get("no_match"):
         options["no_match"] = sets[0].meta["no_match"]
+    page = report_path(arguments)
+    if page:
+        options.setdefault("top", examine.LENGTH)
     evaluation = score(sets, progress=sys.stderr.isatty(), **options)
     figures = evaluation.figures
     if len(evaluation.per_trial) > 1:
@@ -312,11 +322,31 @@ def evaluate(arguments: argparse.Namespace) -> None:
         save_results(evaluation, arguments.save_results)
     if arguments.json:
         write_json(arguments.json, figures)
+    if page:
+        make.after_evaluation(
+            page, evaluation, sets, options, name=name, workdir=arguments.workdir, **model
+        )
     print(json.dumps(figures))
 
 
+def report_path(arguments: argparse.Namespace) -> pathlib.Path | None:
+    """Where the report goes; None where there is no place for one, or none is wanted."""
+    from ccafl_jax.report.make import NAME
+
+    if arguments.no_report:
+        return None
+    if arguments.json:
+        return arguments.json.with_suffix(".html")
+    run = arguments.workdir is not None and (arguments.workdir / "checkpoints").is_dir()
+    return arguments.workdir / NAME if run else None
+
+
 def features_of_run(arguments: argparse.Namespace, options: dict[str, Any]):
-    """Loads the checkpoint, opens the data set and extracts, or finds what was kept."""
+    """Loads the checkpoint, opens the data set and extracts, or finds what was kept.
+
+    Returns:
+      The features, the model and the data set.
+    """
     from ccafl_jax.deploy.evaluate import open_test_set
     from ccafl_jax.deploy.features import as_trained, extract
     from ccafl_jax.deploy.loading import find, load_bundle
@@ -329,7 +359,7 @@ def features_of_run(arguments: argparse.Namespace, options: dict[str, Any]):
     if not cache and not arguments.no_cache and (folder / "checkpoints").is_dir():
         cache = folder / "features"  # an export stays as it is
     asked = {name: getattr(arguments, name) for name in ("split", "orientation")}
-    return extract(
+    features = extract(
         bundle,
         collection,
         distractors=arguments.with_distractors,
@@ -342,6 +372,7 @@ def features_of_run(arguments: argparse.Namespace, options: dict[str, Any]):
         cache=cache,
         **{name: value for name, value in asked.items() if value is not None},
     )
+    return features, bundle, collection
 
 
 def scoring_options(arguments: argparse.Namespace) -> dict[str, Any]:

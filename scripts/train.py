@@ -97,6 +97,9 @@ def main() -> None:
         action="store_true",
         help="on GPUs: sums in one order, so that a resumed run is identical to the last bit",
     )
+    parser.add_argument(
+        "--no-report", action="store_true", help="leave out WORKDIR/report.html at the end"
+    )
     processes.add_flags(parser)
     arguments, overrides = parser.parse_known_args()
     start_logging()
@@ -113,6 +116,7 @@ def main() -> None:
 def run(arguments: argparse.Namespace, overrides: list[str]) -> None:
     """Builds the run and trains."""
     from ccafl_jax.methods.registry import method_of
+    from ccafl_jax.report.make import after_training
     from ccafl_jax.training.loop import Loop, Profile
     from ccafl_jax.training.preemption import Preempted, Preemption
 
@@ -166,6 +170,8 @@ def run(arguments: argparse.Namespace, overrides: list[str]) -> None:
             except Preempted as stopped:
                 print(f"stopped: {stopped}; continue with: {again}")
                 return
+            if not arguments.no_report:
+                from_first(lambda: after_training(arguments.workdir))
     if processes.is_first():
         print(f"summary: {arguments.workdir / 'summary.json'}")
 
@@ -187,10 +193,10 @@ def folder_or_store(text: str) -> pathlib.Path:
 
 def remove_run(workdir: pathlib.Path) -> None:
     """Removes what a run writes; other files in the folder stay."""
-    for name in ("checkpoints", "preempted", "features", "tensorboard"):
+    for name in ("checkpoints", "preempted", "features", "snapshots", "tensorboard"):
         if (workdir / name).exists():
             open_path(workdir / name).rmtree()
-    for name in ("summary.json", "metrics.jsonl"):
+    for name in ("summary.json", "metrics.jsonl", "report.html"):
         (workdir / name).unlink(missing_ok=True)
 
 

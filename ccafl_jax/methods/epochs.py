@@ -16,6 +16,7 @@ from tqdm import tqdm
 
 from ccafl_jax.methods import holdout
 from ccafl_jax.methods.run import EncoderRun
+from ccafl_jax.report import snapshots
 from ccafl_jax.training.log import format_line
 from ccafl_jax.training.loop import mean_metrics
 from ccafl_jax.training.preemption import Preempted
@@ -92,6 +93,7 @@ class EpochRun(EncoderRun):
                     measured["seconds"] = time.monotonic() - clock
                     clock = time.monotonic()
                     self.progress.stages.append({"name": ends[done], **result, **measured})
+                    snapshots.keep(self.workdir, ends[done], self.seen)
             self._note(scalars)
             self.log.write("encoder", epoch, scalars)
             if is_first():

@@ -23,7 +23,7 @@ from ccafl_jax.training.description import (
     describe_model,
     model_digest,
 )
-from ccafl_jax.training.fingerprint import code_fingerprint, library_versions
+from ccafl_jax.training.fingerprint import code_fingerprint, hardware, library_versions
 from ccafl_jax.training.state import TrainState
 from ccafl_jax.training.storage import is_local
 
@@ -88,6 +88,7 @@ def describe_run(
         "class_names": class_names or {},
         "code": code_fingerprint(),
         "libraries": library_versions(),
+        "hardware": hardware(),
         "data_root": _relative(dataset.root, workdir),
         "camera_codes": list(dataset.camera_codes),
     }

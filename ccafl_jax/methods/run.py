@@ -26,12 +26,13 @@ from ccafl_jax.data.sources import PixelFormat
 from ccafl_jax.methods import holdout
 from ccafl_jax.methods.metadata import check_resumable, describe_checkpoint, training_digest
 from ccafl_jax.methods.progress import part_of_epoch
+from ccafl_jax.report import snapshots
 from ccafl_jax.report.summary import result_table, summary_rows
 from ccafl_jax.training.agreement import from_first
 from ccafl_jax.training.checkpoints import Checkpoints
 from ccafl_jax.training.description import check_digest
 from ccafl_jax.training.extract import Extractor, Stopped
-from ccafl_jax.training.features import feature_extractor, score
+from ccafl_jax.training.features import feature_extractor, query_then_gallery, score
 from ccafl_jax.training.inputs import ImageInput, StreamedImages, choose_input
 from ccafl_jax.training.layout import layout, rules_of
 from ccafl_jax.training.log import RunLog
@@ -78,6 +79,7 @@ class EncoderRun(abc.ABC):
       progress: how far the run has come.
       traces: names of the steps that were traced.
       loop: how steps are watched, stopped and profiled.
+      seen: of the last evaluation, what a snapshot is made of.
     """
 
     def __init__(
@@ -115,6 +117,7 @@ class EncoderRun(abc.ABC):
         )
         self.traces: list[str] = []
         self.loop = Loop()
+        self.seen: snapshots.Sample | None = None
 
     # What a method gives.
 
@@ -195,6 +198,7 @@ class EncoderRun(abc.ABC):
         try:
             if self.progress.zero_shot is None:
                 self._zero_shot()
+                snapshots.keep(self.workdir, snapshots.ZERO_SHOT, self.seen)
             self._stages()
             return self._write_summary()
         finally:
@@ -294,11 +298,17 @@ class EncoderRun(abc.ABC):
 
     def evaluate(self) -> dict:
         """Metrics of the retrieval feature on the test set, and on the held-out images."""
-        result = self._score(self._extract(self.extract_f, "test"))
+        features = self._extract(self.extract_f, "test")
+        self._see(features, *query_then_gallery(self.dataset))
+        result = self._score(features)
         if self.held_out is not None:
             features = self._extract(self.extract_f, "val")
             result["val"] = from_first(lambda: holdout.score_held_out(features, self.held_out))
         return result
+
+    def _see(self, features: jax.Array, pid: np.ndarray, camid: np.ndarray) -> None:
+        """Keeps of the test features at hand what a snapshot of the stage would need."""
+        self.seen = snapshots.sample(features, pid, camid, self.dataset.query.pid)
 
     def _score(self, features: jax.Array) -> dict:
         no_match = self.config.evaluation.no_match

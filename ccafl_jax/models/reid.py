@@ -15,6 +15,7 @@ from ccafl_jax.models.towers import (
     Tower,
     TowerConfig,
     build_tower,
+    patch_map,
     tower_from_json,
     tower_to_json,
 )
@@ -201,20 +202,16 @@ class ReIDModel(nnx.Module):
         options = {} if modality is None else {"modality": modality}
         return self.visual.project(self._last(images, train=False, **options))
 
+    def last_map(self, images: jax.Array, kind: jax.Array | None = None) -> jax.Array:
+        """What the tower sees where, in evaluation mode: float[batch, rows, columns, channels].
+
+        Of a ResNet the last map, of a ViT the last tokens of the patches.
+        """
+        return patch_map(self.visual, images, **self._kind_options(kind))
+
     def _encode(self, images, kind, *, train: bool) -> tuple[jax.Array, jax.Array]:
         """The pooled feature and `g`."""
-        options = {}
-        if self.heads.cameras:
-            if kind is None:
-                raise ValueError(
-                    "this model has a camera embedding: pass the camera of each image, "
-                    f"0 to {self.heads.cameras - 1}"
-                )
-            offset = self.camera_embedding[...][kind]
-            options["class_offset"] = self.heads.camera_scale * offset
-        elif isinstance(self.visual, DualStream):
-            options["modality"] = kind
-        last = self._last(images, train=train, **options)
+        last = self._last(images, train=train, **self._kind_options(kind))
         g = self.visual.project(last)
         if self.heads.pooling == "gem":
             pooled = self.gem(last)
@@ -227,6 +224,21 @@ class ReIDModel(nnx.Module):
         if self.heads.joint:
             pooled = jnp.concatenate([pooled, g], axis=1)
         return pooled, g
+
+    def _kind_options(self, kind) -> dict[str, jax.Array]:
+        """What the tower is told of each image."""
+        options = {}
+        if self.heads.cameras:
+            if kind is None:
+                raise ValueError(
+                    "this model has a camera embedding: pass the camera of each image, "
+                    f"0 to {self.heads.cameras - 1}"
+                )
+            offset = self.camera_embedding[...][kind]
+            options["class_offset"] = self.heads.camera_scale * offset
+        elif isinstance(self.visual, DualStream):
+            options["modality"] = kind
+        return options
 
     def _last(self, images, *, train: bool, **options) -> jax.Array:
         """What leaves the tower: a map, or the class token of a ViT."""

@@ -3,6 +3,7 @@
 import dataclasses
 from collections.abc import Mapping
 
+import jax
 from flax import nnx
 
 from ccafl_jax.models.clip import config as clip
@@ -60,3 +61,18 @@ def tower_from_json(raw: Mapping) -> TowerConfig:
     if kind not in KINDS:
         raise ValueError(f"image tower of kind {kind!r}; known kinds are {sorted(KINDS)}")
     return KINDS[kind](**sizes)
+
+
+def patch_map(visual: nnx.Module, images: jax.Array, **options: jax.Array) -> jax.Array:
+    """The last feature map of a tower in evaluation mode: float[batch, rows, columns, channels].
+
+    Args:
+      visual: a tower, or one of two streams; the tokens of a ViT's patches become a map, without
+        the class token.
+      images: float[batch, height, width, 3], normalised.
+      **options: of the tower's `encode`.
+    """
+    last = visual.encode(images, train=False, **options)[1]
+    if isinstance(visual.config, clip.ViTConfig):
+        return last[:, 1:].reshape(last.shape[0], *visual.config.grid, last.shape[-1])
+    return last

@@ -18,7 +18,7 @@ from ccafl_jax.models.temporal import (
     TemporalDiffusion,
     memory_logits,
 )
-from ccafl_jax.models.towers import tower_from_json, tower_to_json
+from ccafl_jax.models.towers import patch_map, tower_from_json, tower_to_json
 
 FEATURES = ("pooled", "neck", "neck_released")
 
@@ -227,6 +227,10 @@ class VideoModel(nnx.Module):
         if self.sizes.feature != "pooled":
             features = {n: self.necks[n](value, train=False) for n, value in features.items()}
         return jnp.concatenate(list(features.values()), axis=1)
+
+    def last_map(self, images: jax.Array, cameras: jax.Array | None = None) -> jax.Array:
+        """As `ReIDModel.last_map`, of single frames: the tower alone, before the diffusion."""
+        return patch_map(self.visual, images, **self._class_offset(cameras, 1))
 
     def joint_means(self, clips: jax.Array) -> jax.Array:
         """Means of the frames' features in the joint space, without cameras, in evaluation mode.

@@ -19,7 +19,7 @@ def figures_text(figures: Mapping[str, Any], *, name: str = "") -> str:
       figures: of `ccafl_jax.scoring.evaluate.evaluate`; perhaps with `per_trial`.
       name: of the model, for the heading.
     """
-    parts = [_table(figures, name), _counts(figures), _rules(figures["rules"])]
+    parts = [_table(figures, name), _counts(figures), rules_text(figures["rules"])]
     if "published_lists" in figures:
         found = figures["published_lists"]
         parts.append("published lists: " + _listed(found))
@@ -62,8 +62,8 @@ def _counts(figures: Mapping[str, Any]) -> str:
     )
 
 
-def _rules(rules: Mapping[str, Any]) -> str:
-    """Those that say something, in one line."""
+def rules_text(rules: Mapping[str, Any]) -> str:
+    """The rules of an evaluation that say something, in one line."""
     shown = {
         key: value
         for key, value in rules.items()

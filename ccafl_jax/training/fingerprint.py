@@ -1,9 +1,12 @@
-"""By which code and which libraries a run was computed."""
+"""By which code, which libraries and which devices a run was computed."""
 
 import functools
 import hashlib
 import importlib.metadata
 import pathlib
+import platform
+
+import jax
 
 import ccafl_jax
 
@@ -24,3 +27,14 @@ def code_fingerprint() -> dict[str, str]:
 def library_versions() -> dict[str, str]:
     """Versions of the libraries by name."""
     return {name: importlib.metadata.version(name) for name in LIBRARIES}
+
+
+@functools.cache
+def hardware() -> dict[str, str | int]:
+    """What computes: kind and number of the devices, processes, and the Python that runs them."""
+    return {
+        "device": jax.devices()[0].device_kind,
+        "devices": jax.device_count(),
+        "processes": jax.process_count(),
+        "python": platform.python_version(),
+    }

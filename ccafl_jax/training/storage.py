@@ -25,8 +25,13 @@ def is_local(path: str | os.PathLike) -> bool:
 
 def write_text(path: "epath.Path", text: str) -> None:
     """Writes a file that is complete or not there, whenever the process is killed."""
+    write_bytes(path, text.encode("utf-8"))
+
+
+def write_bytes(path: "epath.Path", content: bytes) -> None:
+    """As `write_text`."""
     if not is_local(path):  # a store shows an object once all of it is there
-        path.write_text(text)
+        path.write_bytes(content)
         return
     with replacing(pathlib.Path(path)) as partial:
-        partial.write_text(text, encoding="utf-8")
+        partial.write_bytes(content)

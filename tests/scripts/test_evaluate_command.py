@@ -68,9 +68,11 @@ def work(tmp_path_factory):
 def command(script, work, capsys):
     """Runs the command on the run folder; returns the figures and the lines that it printed."""
 
-    def run(*words, run=("--workdir", work / "run")):
+    def run(*words, run=("--workdir", work / "run"), report=False):
         capsys.readouterr()
         arguments = script.parser().parse_args([str(word) for word in (*run, *words)])
+        # Reports take longer than figures, and have tests of their own.
+        arguments.no_report = not (report or arguments.cross_domain)
         script.check(arguments)
         (script.compare if arguments.cross_domain else script.evaluate)(arguments)
         lines = capsys.readouterr().out.splitlines()
@@ -87,7 +89,7 @@ def on(work, name):
 def market_file(script, work):
     """Features of the market set with all its parts."""
     path = work / "market.npz"
-    words = ["--workdir", work / "run", "--multi-query", "--save-features", path]
+    words = ["--workdir", work / "run", "--multi-query", "--save-features", path, "--no-report"]
     script.evaluate(script.parser().parse_args([str(word) for word in words]))
     return path
 
@@ -97,6 +99,39 @@ def shares(figures):
 
 
 # A run.
+
+
+def test_a_report_lies_beside_the_figures_or_in_the_run_folder(command, work, tmp_path, caplog):
+    caplog.set_level("INFO", "ccafl_jax")
+    plain, _ = command(
+        "--json", tmp_path / "plain.json", "--top", 3, "--save-results", tmp_path / "r.npz"
+    )
+    assert not (work / "run" / "report.html").exists()
+    assert not (tmp_path / "plain.html").exists()
+    figures, _ = command("--json", tmp_path / "a.json", report=True)
+    assert figures == plain == json.loads((tmp_path / "a.json").read_text())
+    text = (tmp_path / "a.html").read_text()
+    assert text.count("data:image/jpeg") > 40 and f"{100 * figures['mAP']:.1f}" in text
+    assert 'class="heat"' in text and not (work / "run" / "report.html").exists()
+    command("--rerank", report=True)
+    assert "rerank" in (work / "run" / "report.html").read_text()
+    (work / "run" / "report.html").unlink()
+    assert "warning: no" not in caplog.text
+
+
+@pytest.mark.ci
+@pytest.mark.parametrize("name", ["mars", "sysumm01", "regdb", "ilidsvid", "veri776"])
+def test_every_kind_of_data_set_has_a_report(command, work, tmp_path, name, caplog):
+    features = tmp_path / "f.npz"
+    words = (*on(work, name), "--json", tmp_path / "a.json", "--save-features", features)
+    figures, _ = command(*words, report=True)
+    text = (tmp_path / "a.html").read_text()
+    assert text.count("data:image/jpeg") > 10 and f"{100 * figures['rank1']:.1f}" in text
+    again = ("--json", tmp_path / "b.json")
+    command(*again, run=("--features", features), report=True)
+    text = (tmp_path / "b.html").read_text()
+    assert "data:image/jpeg" not in text and "<article" in text
+    assert "warning: no" not in caplog.text
 
 
 def test_a_run_on_the_data_it_was_trained_on(command, tmp_path):

@@ -201,8 +201,9 @@ class Run(EpochRun):
         options = self.config.clips
         clips = clips_of(self.tests, self._kind, frames=options.frames, split=options.split)
         means = self._means(self.extract_f, "test", clips, len(self.tests))
-        result = self._score(l2_normalize(np.asarray(means, np.float32)))
-        return result | {"clips": self._kind}
+        features = l2_normalize(np.asarray(means, np.float32))
+        self._see(features, self.tests.pid, self.tests.camid)
+        return self._score(features) | {"clips": self._kind}
 
     def _score(self, features: jax.Array) -> dict:
         no_match = self.config.evaluation.no_match
