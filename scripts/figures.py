@@ -352,18 +352,18 @@ BASE = ("files", "numerics", "options", "progress", "ragged")
 """Modules beside the rooms, which know no room; any room may use them."""
 
 PLACES = {
-    "methods": (400, 0, "learned"),
-    "deploy": (700, 0, "data"),
-    "training": (130, 1, "learned"),
-    "scoring": (720, 1, "data"),
-    "report": (880, 1, "data"),
-    "data": (100, 2, "data"),
-    "models": (290, 2, "learned"),
-    "losses": (480, 2, "loss"),
-    "pseudo_labels": (665, 2, "labels"),
-    "evaluation": (865, 2, "data"),
-    "memory": (385, 3, "labels"),
-    "neighbors": (765, 3, "labels"),
+    "report": (550, 0, "data"),
+    "methods": (400, 1, "learned"),
+    "deploy": (700, 1, "data"),
+    "training": (130, 2, "learned"),
+    "scoring": (720, 2, "data"),
+    "data": (100, 3, "data"),
+    "models": (290, 3, "learned"),
+    "losses": (480, 3, "loss"),
+    "pseudo_labels": (665, 3, "labels"),
+    "evaluation": (865, 3, "data"),
+    "memory": (385, 4, "labels"),
+    "neighbors": (765, 4, "labels"),
 }
 """By room: middle, level from the top, colour. A room imports rooms of lower levels alone."""
 
@@ -394,13 +394,13 @@ def architecture() -> Drawing:
     d = Drawing(
         "Rooms of ccafl_jax",
         "An arrow leads from a room to a room that it imports. All arrows lead downwards.",
-        430,
+        540,
         legend=False,
     )
     rooms, width = imports(), 130
     for room, (x, level, kind) in PLACES.items():
         d.box(room, (x - width // 2, 20 + 110 * level), width, kind, room)
-    d.box("base", (180, 396), 600, "fixed", "any room may use: " + ", ".join(BASE))
+    d.box("base", (180, 506), 600, "fixed", "any room may use: " + ", ".join(BASE))
     boxes, d.parts = d.parts, []  # arrows first, so that boxes lie over them
     edges = [(start, end) for start in PLACES for end in PLACES if end in rooms.get(start, ())]
     for start, end in edges:

@@ -46,8 +46,9 @@ def draw(arguments) -> None:
     """Embeds and writes."""
     from ccafl_jax.files import replacing
     from ccafl_jax.options import require
-    from ccafl_jax.report import drawings, embedding, snapshots
+    from ccafl_jax.report import drawings, embedding
     from ccafl_jax.report.collect import camera_labels, stage_titles, stages_of
+    from ccafl_jax.training import snapshots
 
     out = arguments.out
     require(out.suffix.lower() in FORMS, f"--out {out} must end in {' or '.join(FORMS)}")

@@ -13,10 +13,10 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ccafl_jax.methods.metadata import FREE_OPTIONS, differences
-from ccafl_jax.report.summary import COLUMNS, summary_rows
 from ccafl_jax.training.checkpoints import Checkpoints
 from ccafl_jax.training.description import check_format
 from ccafl_jax.training.storage import open_path
+from ccafl_jax.training.summary import COLUMNS, summary_rows
 
 OF_A_SPLIT = ("data.split", "seed", "text.labels")
 """Options that runs of one recipe may have for themselves, beside those that change no result."""

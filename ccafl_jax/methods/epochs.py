@@ -16,7 +16,7 @@ from tqdm import tqdm
 
 from ccafl_jax.methods import holdout
 from ccafl_jax.methods.run import EncoderRun
-from ccafl_jax.report import snapshots
+from ccafl_jax.training import snapshots
 from ccafl_jax.training.log import format_line
 from ccafl_jax.training.loop import mean_metrics
 from ccafl_jax.training.preemption import Preempted

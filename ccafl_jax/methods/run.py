@@ -26,8 +26,7 @@ from ccafl_jax.data.sources import PixelFormat
 from ccafl_jax.methods import holdout
 from ccafl_jax.methods.metadata import check_resumable, describe_checkpoint, training_digest
 from ccafl_jax.methods.progress import part_of_epoch
-from ccafl_jax.report import snapshots
-from ccafl_jax.report.summary import result_table, summary_rows
+from ccafl_jax.training import snapshots
 from ccafl_jax.training.agreement import from_first
 from ccafl_jax.training.checkpoints import Checkpoints
 from ccafl_jax.training.description import check_digest
@@ -42,6 +41,7 @@ from ccafl_jax.training.processes import is_first
 from ccafl_jax.training.saves import Saves
 from ccafl_jax.training.sharding import make_mesh, place, replicate
 from ccafl_jax.training.storage import open_path, write_text
+from ccafl_jax.training.summary import result_table, summary_rows
 
 log = logging.getLogger("ccafl_jax")
 

@@ -1,5 +1,5 @@
-"""What a run leaves for people: the summary and its table, snapshots of stages, and a page.
+"""What people see of a finished run or evaluation: one HTML page.
 
-`data` says what a page shows, `collect` and `examine` find it, `page` draws it. The summary and the
-snapshots are written while a run goes on; all else reads what is finished.
+`data` says what the page shows, `collect` and `examine` find it, `page` draws it. The summary and
+the snapshots that it reads are written by the run, in `training`.
 """

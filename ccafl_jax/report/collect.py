@@ -13,13 +13,14 @@ from ccafl_jax.deploy.evaluate import open_test_set, score
 from ccafl_jax.deploy.features import as_trained, extract
 from ccafl_jax.deploy.run_folder import read_run
 from ccafl_jax.methods.registry import METHODS, method_of
-from ccafl_jax.report import embedding, snapshots
+from ccafl_jax.report import embedding
 from ccafl_jax.report.data import FIGURES, Curves, Findings, Option, Probe, Report, Stage
 from ccafl_jax.report.examine import LENGTH, LISTS, examine, pairs_of_cameras
-from ccafl_jax.report.summary import summary_rows
 from ccafl_jax.scoring.evaluate import Evaluation
+from ccafl_jax.training import snapshots
 from ccafl_jax.training.checkpoints import Checkpoints
 from ccafl_jax.training.storage import is_local, open_path
+from ccafl_jax.training.summary import summary_rows
 
 TITLES = {
     "ccafl": "CCAFL",

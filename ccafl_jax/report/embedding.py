@@ -6,7 +6,7 @@ import numpy as np
 
 from ccafl_jax.options import require
 from ccafl_jax.report.data import Embedding
-from ccafl_jax.report.snapshots import Snapshot
+from ccafl_jax.training.snapshots import Snapshot
 
 PERPLEXITY = 30.0
 SEED = 0

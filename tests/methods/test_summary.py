@@ -7,8 +7,8 @@ import pytest
 
 from ccafl_jax.methods.ccafl.config import CCAFLConfig
 from ccafl_jax.methods.ccafl.progress import Progress, summarize
-from ccafl_jax.report.summary import result_table, summary_rows
 from ccafl_jax.training.features import score
+from ccafl_jax.training.summary import result_table, summary_rows
 from tests.methods.small_run import small_dataset
 
 

@@ -8,7 +8,7 @@ import numpy as np
 
 from ccafl_jax.deploy.run_folder import write_run
 from ccafl_jax.methods.ccafl.config import CCAFLConfig
-from ccafl_jax.report import snapshots
+from ccafl_jax.training import snapshots
 from data_prep import synthetic
 from tests.deploy import tiny
 

@@ -5,7 +5,7 @@ import dataclasses
 import numpy as np
 import pytest
 
-from ccafl_jax.report import snapshots
+from ccafl_jax.training import snapshots
 from ccafl_jax.training.loop import Loop
 from ccafl_jax.training.preemption import Preempted
 from tests.methods.small_run import SMALL, small_run
