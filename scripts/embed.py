@@ -39,7 +39,19 @@ def main() -> None:
 def parser() -> Parser:
     """The options of the command."""
     options = Parser(description=__doc__, epilog=EXAMPLES)
-    add_model(options, required=True)
+    options.add_argument(
+        "--model",
+        required=True,
+        type=user_path,
+        metavar="DIR",
+        help="run folder, or a folder that scripts/export.py wrote",
+    )
+    add_feeding(options)
+    options.add_argument(
+        "--flip",
+        action="store_true",
+        help="average the feature of each image with that of its mirror image",
+    )
     options.add_argument(
         "--images",
         required=True,
@@ -74,26 +86,14 @@ def parser() -> Parser:
     return options
 
 
-def add_model(options: argparse.ArgumentParser, *, required: bool) -> None:
-    """Adds the options of the model and of how it is fed."""
-    options.add_argument(
-        "--model",
-        required=required,
-        type=user_path,
-        metavar="DIR",
-        help="run folder, or a folder that scripts/export.py wrote",
-    )
+def add_feeding(options) -> None:
+    """Adds the options of how a model is fed."""
     options.add_argument("--batch", type=int, default=64, help="images a call (default: 64)")
     options.add_argument(
         "--dtype", choices=("float32", "bfloat16"), help="inside the encoder (default: float32)"
     )
     options.add_argument(
         "--devices", type=int, default=1, help="to spread a batch over; 0 for all (default: 1)"
-    )
-    options.add_argument(
-        "--flip",
-        action="store_true",
-        help="average the feature of each image with that of its mirror image",
     )
     options.add_argument(
         "--camera",
@@ -133,7 +133,7 @@ def embed(arguments: argparse.Namespace) -> None:
 
 
 def load_model(arguments: argparse.Namespace):
-    """The model of the options of `add_model`."""
+    """The model of --model, with the options of `add_feeding`."""
     import ccafl_jax
 
     return ccafl_jax.load(
@@ -156,7 +156,7 @@ def embed_with(
     found = embed_pictures(
         model,
         pictures,
-        model=str(arguments.model),
+        model=str(arguments.model.absolute()),
         cameras=camera_inputs(model, pictures, camera=arguments.camera, modality=light),
         flip=arguments.flip,
         skip_unreadable=skip,

@@ -204,7 +204,11 @@ def _kept_in(parts: str | os.PathLike | None, key: str) -> Iterator[_Parts | _No
         there = len(list(folder.glob("*.npz")))
         if there:
             _logger.info("features: going on after %d images", there * CHUNK)
-        yield _Parts(folder)
+        try:
+            yield _Parts(folder)
+        finally:
+            if not any(folder.glob("*.npz")):
+                forget(folder)
 
 
 def _is_of(folder: pathlib.Path, key: str) -> bool:
