@@ -1,4 +1,6 @@
+import ast
 import json
+import pathlib
 
 import numpy as np
 import pytest
@@ -109,6 +111,14 @@ def test_equal_scores_come_in_the_order_of_the_gallery(form, small_blocks):
         np.testing.assert_array_equal(compressed.search(asked, 30).indices, order)
 
 
+@pytest.mark.parametrize("form", ["float32", "int8", "pca-12"])
+def test_engines_agree(form, small_blocks):
+    made, asked = build(features(), form=form), queries()
+    host, device = (made.search(asked, 10, engine=engine) for engine in ("host", "device"))
+    np.testing.assert_array_equal(host.indices, device.indices)
+    np.testing.assert_allclose(host.scores, device.scores, atol=1e-6)
+
+
 def test_joined_columns():
     rng = np.random.default_rng(0)
     scores = rng.integers(0, 4, (6, 20)).astype(np.float32)
@@ -198,6 +208,17 @@ def test_errors_of_searches():
             made.search(asked, **options)
     with pytest.raises(ValueError, match="metric"):
         build(features(), metric="hamming")
+
+
+def test_the_room_knows_no_model_and_no_method():
+    """Of the rooms it imports those of arrays and of images, so that indices open anywhere."""
+    rooms = set()
+    for path in pathlib.Path(index.__file__).parent.glob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.ImportFrom) and node.module.startswith("ccafl_jax."):
+                rooms.add(node.module.split(".")[1])
+    known = {"data", "evaluation", "files", "neighbors", "options", "progress", "scoring"}
+    assert rooms == known | {"search"}
 
 
 def test_damaged_indices(tmp_path):
