@@ -1,7 +1,8 @@
 """CLIP-based person re-identification in JAX/Flax.
 
 Importing the package is light; the rooms (models, losses, memory, pseudo_labels, evaluation,
-data, training, methods, deploy) are imported by name. `load` opens any model that was written.
+data, training, methods, deploy, search) are imported by name. `load` opens any model that was
+written.
 """
 
 from __future__ import annotations

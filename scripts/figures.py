@@ -354,7 +354,8 @@ BASE = ("files", "numerics", "options", "progress", "ragged")
 PLACES = {
     "report": (550, 0, "data"),
     "methods": (400, 1, "learned"),
-    "deploy": (700, 1, "data"),
+    "deploy": (660, 1, "data"),
+    "search": (860, 1, "data"),
     "training": (130, 2, "learned"),
     "scoring": (720, 2, "data"),
     "data": (100, 3, "data"),

@@ -6,6 +6,8 @@ import re
 import subprocess
 import sys
 
+import numpy as np
+
 from ccafl_jax.data.layouts import LAYOUTS
 from ccafl_jax.data.layouts.manifest import read_manifest
 from tests.data.images import encoded, random_pixels
@@ -82,3 +84,28 @@ def test_the_page_of_pseudo_labels_runs():
         check=True,
     )
     assert done.stdout.startswith("20 [0 0 0 0 0]") and done.stdout.splitlines()[-1] == "20"
+
+
+def test_the_page_of_search_runs(tmp_path):
+    page = (DOCS / "search.md").read_text()
+    (snippet,) = re.findall(r"```python\n(.*?)```", page, re.S)
+    features = np.random.default_rng(0).normal(size=(60, 8)).astype(np.float32)
+    np.savez(
+        tmp_path / "gallery.npz",
+        query_f=features[:2],
+        gallery_f=features[2:],
+        query_pid=np.arange(2),
+        gallery_pid=np.arange(58),
+        query_names=np.array(["a", "b"]),
+        gallery_names=np.array([f"{row}.jpg" for row in range(58)]),
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", snippet],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        check=False,
+        env=os.environ | {"PYTHONPATH": str(DOCS.parent)},
+    )
+    assert done.returncode == 0, done.stderr
+    assert len(re.findall(r"^-?\d\.\d{4}  \d+\.jpg$", done.stdout, re.M)) == 5

@@ -1,6 +1,7 @@
 """Models as functions of images: paths, PIL images or arrays in, retrieval features out."""
 
 import concurrent.futures
+import functools
 import os
 import sys
 from collections.abc import Callable, Sequence
@@ -10,6 +11,7 @@ import numpy as np
 from tqdm import tqdm
 
 from ccafl_jax.deploy.bundle import ModelBundle
+from ccafl_jax.deploy.fingerprints import model_fingerprint
 from ccafl_jax.deploy.forward import all_arrays, compiled_embed
 from ccafl_jax.deploy.images import as_list, read_images
 from ccafl_jax.numerics import l2_normalize
@@ -19,6 +21,7 @@ from ccafl_jax.training.sharding import make_mesh, replicate, shard_rows
 _WATCHED = 20  # batches from which on a bar is shown
 
 Step = Callable[[np.ndarray, np.ndarray | None], jax.Array | np.ndarray]
+Fingerprint = Callable[..., str]
 
 
 class ImageEmbedder:
@@ -35,6 +38,7 @@ class ImageEmbedder:
       batch: images a call; the last call is filled up, so that one compilation serves all.
       camera_codes: the data set's number of the camera of each row; empty where they are not known
         to be others than 1, 2, ...
+      two_streams: whether cameras are modalities.
     """
 
     def __init__(
@@ -46,10 +50,13 @@ class ImageEmbedder:
         cameras: int,
         batch: int,
         camera_codes: Sequence[int] = (),
+        two_streams: bool = False,
+        fingerprint: Fingerprint | None = None,
     ):
         """Args:
         step: (uint8[batch, height, width, 3], int32[batch] or None) -> float32[batch, features].
-        preprocess, features, cameras, batch, camera_codes: see the class.
+        preprocess, features, cameras, batch, camera_codes, two_streams: see the class.
+        fingerprint: see the method; called with `flip`.
 
         Raises:
           ValueError: a batch below 1.
@@ -62,6 +69,8 @@ class ImageEmbedder:
         self.cameras = cameras
         self.batch = batch
         self.camera_codes = tuple(camera_codes)
+        self.two_streams = two_streams
+        self._fingerprint = fingerprint
 
     def __repr__(self) -> str:
         size = f"{self.preprocess.height}x{self.preprocess.width}"
@@ -69,6 +78,23 @@ class ImageEmbedder:
             f"{type(self).__name__}(features={self.features}, images={size}, "
             f"cameras={self.cameras}, batch={self.batch})"
         )
+
+    def fingerprint(self, *, flip: bool = False) -> str:
+        """What tells this model's features from those of others, 64 hexadecimal digits.
+
+        It is the same for every form of a model, and for what `scripts/evaluate.py` extracts.
+
+        Args:
+          flip: of features that are averaged with those of mirror images.
+
+        Raises:
+          ValueError: the model is a function that was exported without one.
+        """
+        if self._fingerprint is None:
+            raise ValueError(
+                "this exported function does not say which model it is; export the model again"
+            )
+        return self._fingerprint(flip=flip)
 
     def embed(
         self,
@@ -183,6 +209,8 @@ class Embedder(ImageEmbedder):
             cameras=bundle.model.kinds,
             batch=-(-batch // size) * size,
             camera_codes=() if bundle.model.dual_stream else bundle.camera_codes,
+            two_streams=bundle.model.dual_stream,
+            fingerprint=functools.partial(model_fingerprint, bundle),
         )
 
 

@@ -24,6 +24,7 @@ from ccafl_jax.data.records import Collection, Records, ReIDDataset, tracklets
 from ccafl_jax.deploy.bundle import ModelBundle
 from ccafl_jax.deploy.clips import embed_clips, frames_of
 from ccafl_jax.deploy.embedder import Embedder
+from ccafl_jax.deploy.fingerprints import model_fingerprint
 from ccafl_jax.models.video import VideoConfig
 from ccafl_jax.options import require
 from ccafl_jax.ragged import ranges
@@ -35,10 +36,7 @@ from ccafl_jax.scoring.feature_set import (
     parts_to_embed,
     save,
 )
-from ccafl_jax.training.description import model_digest
 
-VERSION = 1
-"""Of the features: raised when the same model and images give others than before."""
 FRAMES = 8
 """Of a tracklet, unless told otherwise."""
 
@@ -84,8 +82,8 @@ def extract(
 
     Returns:
       `FeatureSet` of unit vectors, whose `meta` says how they were made: `fingerprint` is that of
-      the model (see `model_fingerprint`), `trained_on` the data set that it was trained on, or
-      where it comes from.
+      the model (see `fingerprints.model_fingerprint`), `trained_on` the data set that it was
+      trained on, or where it comes from.
 
     Raises:
       FileNotFoundError: an image is missing.
@@ -160,23 +158,6 @@ def extract(
     where = ", kept nowhere" if path is None else _keep(path, features)
     _logger.info("features: extracted %d images in %.1f s%s", len(records), seconds, where)
     return features
-
-
-def model_fingerprint(bundle: ModelBundle, *, flip: bool = False) -> str:
-    """Of what makes a feature from an image, save for rounding; 64 hexadecimal digits.
-
-    Args:
-      bundle: the model.
-      flip: see `extract`.
-    """
-    return fingerprint(
-        version=VERSION,
-        arrays=model_digest(bundle.params, bundle.batch_stats),
-        model=bundle.model.to_json(),
-        cameras=list(bundle.camera_codes),
-        preprocess=bundle.preprocess.to_json(),
-        flip=flip,
-    )
 
 
 def trained_on(bundle: ModelBundle) -> str:

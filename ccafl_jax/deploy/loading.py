@@ -50,12 +50,15 @@ def load(
         )
     model, preprocess = read_description(about, str(folder / manifest.NAME))
     step = load_onnx(folder) if about["kind"] == "onnx" else standalone.load(folder)
+    known = about.get("feature_fingerprints")
     return ImageEmbedder(
         step,
         preprocess=preprocess,
         features=model.features,
         cameras=model.kinds,
         camera_codes=tuple((about["inputs"].get("cameras") or {}).get("codes", ())),
+        two_streams=model.dual_stream,
+        fingerprint=known and (lambda *, flip: known["mirrored" if flip else "plain"]),
         batch=batch,
     )
 

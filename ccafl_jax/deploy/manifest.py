@@ -10,6 +10,7 @@ from collections.abc import Sequence
 
 from ccafl_jax import __version__
 from ccafl_jax.deploy.bundle import ModelBundle
+from ccafl_jax.deploy.fingerprints import model_fingerprint
 from ccafl_jax.training.checkpoints import digest
 
 FORMAT = 1
@@ -32,6 +33,10 @@ def describe(
         "format": FORMAT,
         "kind": kind,
         "fingerprint": fingerprint(bundle),
+        "feature_fingerprints": {
+            "plain": model_fingerprint(bundle),
+            "mirrored": model_fingerprint(bundle, flip=True),
+        },
         "model": bundle.model.to_json(),
         "preprocess": bundle.preprocess.to_json(),
         "inputs": input_signature(bundle),

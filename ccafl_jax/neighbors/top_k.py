@@ -177,6 +177,25 @@ def on_device(engine: str) -> bool:
     return engine == "device" or (engine == "auto" and jax.default_backend() != "cpu")
 
 
+def join_columns(first: Neighbors, second: Neighbors, offset: int, k: int) -> Neighbors:
+    """The k best of two searches over columns that follow each other.
+
+    Args:
+      first: of the columns before `offset`.
+      second: of those from `offset` on, counted from 0.
+      offset: int.
+      k: entries of a row; all where there are fewer.
+    """
+    behind = np.where(second.indices < 0, -1, second.indices + np.int32(offset))
+    return Neighbors(
+        *_first(
+            np.concatenate([first.indices, behind], axis=1),
+            np.concatenate([first.scores, second.scores], axis=1),
+            k,
+        )
+    )
+
+
 class Joined(NamedTuple):
     """Rows of several sides in one array that products take without a copy.
 

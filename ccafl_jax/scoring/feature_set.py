@@ -4,9 +4,9 @@
     features = ...                                   # of the records of the parts, in that order
     save(path, feature_set(parts, features, dataset=collection.name, tables=collection.tables))
 
-The file is a plain .npz. `load` also takes one that was made with NumPy alone: `query_f`,
-`gallery_f`, `query_pid`, `gallery_pid` and, where cameras are known, `query_camid` and
-`gallery_camid`.
+The file is a plain .npz, or a .parquet with a row for each image. `load` also takes an .npz that
+was made with NumPy alone: `query_f`, `gallery_f`, `query_pid`, `gallery_pid` and, where cameras are
+known, `query_camid` and `gallery_camid`.
 """
 
 import dataclasses
@@ -35,11 +35,14 @@ from ccafl_jax.evaluation.relevance import check_labels
 from ccafl_jax.files import replacing
 from ccafl_jax.neighbors.similarity import squared_lengths
 from ccafl_jax.options import nearest_key
+from ccafl_jax.scoring.feature_table import read_table, write_table
 
 QUERY, GALLERY, MULTI_QUERY, DISTRACTOR, TEST = range(5)
 """What a row is; the trial decides for TEST."""
 PARTS = ("query", "gallery", "multi_query", "distractors", "test")
 """Names of these parts, by number."""
+
+PARQUET = ".parquet"
 
 _FORMAT = "ccafl_jax features 1"
 _COLUMNS = ("features", "pid", "camid", "part")
@@ -321,37 +324,78 @@ def save(path: str | os.PathLike, features: FeatureSet) -> None:
     """Writes a set of features, whole or not at all.
 
     Args:
-      path: of the .npz file; its folder exists.
+      path: of the .npz or .parquet file; its folder exists.
       features: to write.
 
     Raises:
-      ValueError: features that are not finite, or zero.
+      ValueError: features that are not finite, or zero; tables for a .parquet file, which holds
+        none.
+      ImportError: `.parquet`, and pyarrow is not installed.
     """
     features.check(str(path))
+    if pathlib.Path(path).suffix == PARQUET:
+        return _save_parquet(path, features)
     names, offsets = Names.pack(str(name) for name in features.names).packed()
     arrays = {name: getattr(features, name) for name in _COLUMNS}
     arrays |= {"format": np.array(_FORMAT), "names": names, "names.offsets": offsets}
     arrays |= {f"table.{name}": table for name, table in features.tables.items()}
     if features.modality is not None:
         arrays["modality"] = features.modality
-    about = {
+    arrays["about"] = np.array(json.dumps(_about(features)))
+    with replacing(path) as partial, partial.open("wb") as file:
+        np.savez(file, **arrays)
+
+
+def _about(features: FeatureSet) -> dict[str, Any]:
+    return {
         "dataset": features.dataset,
         "camera_codes": list(features.camera_codes),
         "meta": dict(features.meta),
     }
-    arrays["about"] = np.array(json.dumps(about))
-    with replacing(path) as partial, partial.open("wb") as file:
-        np.savez(file, **arrays)
+
+
+def _save_parquet(path: str | os.PathLike, features: FeatureSet) -> None:
+    if features.tables:
+        raise ValueError(
+            f"{path}: a .parquet file holds no lists of the data set "
+            f"({', '.join(sorted(features.tables))}); write a .npz file"
+        )
+    columns = {"name": features.names, "pid": features.pid, "camid": features.camid}
+    columns["part"] = np.array(PARTS)[features.part]
+    if features.modality is not None:
+        columns["modality"] = features.modality
+    with replacing(path) as partial:
+        write_table(partial, columns, features.features, _about(features))
+
+
+def _load_parquet(path: pathlib.Path) -> FeatureSet:
+    columns, features, about = read_table(path)
+    missing = [name for name in ("name", "pid", "camid", "part") if name not in columns]
+    strange = [] if missing else sorted(set(columns["part"].tolist()) - set(PARTS))
+    if missing or strange:
+        found = f"no column {missing[0]}" if missing else f"the part {strange[0]!r}"
+        raise ValueError(f"{path} has {found}; expected a file of scripts/embed.py")
+    return FeatureSet(
+        dataset=about.get("dataset", ""),
+        features=_as_features(features),
+        pid=columns["pid"],
+        camid=columns["camid"],
+        part=np.array([PARTS.index(name) for name in columns["part"].tolist()], np.int8),
+        names=columns["name"],
+        modality=columns.get("modality"),
+        camera_codes=tuple(about.get("camera_codes", ())),
+        meta=about.get("meta", {}),
+    ).check(str(path))
 
 
 def load(path: str | os.PathLike) -> FeatureSet:
     """Reads a set of features.
 
     Args:
-      path: of a file by `save`, or of an .npz with `query_f` (float[Q, D]), `gallery_f`
-        (float[G, D]), `query_pid` (int[Q]), `gallery_pid` (int[G]) and, optionally, `query_camid`
-        (int[Q]), `gallery_camid` (int[G]), any whole numbers from 0 or -1 for unknown,
-        `query_names`, `gallery_names` (texts) and `dataset`, the name of a data set.
+      path: of a file by `save` (.npz or .parquet), or of an .npz with `query_f` (float[Q, D]),
+        `gallery_f` (float[G, D]), `query_pid` (int[Q]), `gallery_pid` (int[G]) and, optionally,
+        `query_camid` (int[Q]), `gallery_camid` (int[G]), any whole numbers from 0 or -1 for
+        unknown, `query_names`, `gallery_names` (texts) and `dataset`, the name of a data set.
 
     Raises:
       FileNotFoundError: there is no such file.
@@ -360,6 +404,8 @@ def load(path: str | os.PathLike) -> FeatureSet:
     path = pathlib.Path(path)
     if not path.is_file():
         raise FileNotFoundError(f"no file {path} with features")
+    if path.suffix == PARQUET:
+        return _load_parquet(path)
     try:
         with np.load(path, allow_pickle=False) as file:
             arrays = {name: file[name] for name in file.files}

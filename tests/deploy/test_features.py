@@ -11,8 +11,9 @@ from PIL import Image
 from ccafl_jax.data.opening import open_collection
 from ccafl_jax.data.records import tracklets
 from ccafl_jax.deploy import features as features_module
+from ccafl_jax.deploy import fingerprints
 from ccafl_jax.deploy.embedder import Embedder, ImageEmbedder
-from ccafl_jax.deploy.features import camera_rows, model_fingerprint
+from ccafl_jax.deploy.features import camera_rows
 from ccafl_jax.scoring import feature_set
 from data_prep import synthetic
 from tests.deploy import tiny
@@ -119,7 +120,7 @@ def test_queries_then_gallery(collection):
         "model": "a test",
         "trained_on": "a test",
         "compute_dtype": "float32",
-        "fingerprint": model_fingerprint(tiny.bundle("resnet")),
+        "fingerprint": fingerprints.model_fingerprint(tiny.bundle("resnet")),
     }
     assert {key: found.meta[key] for key in expected} == expected
 
@@ -367,7 +368,7 @@ def test_another_model_misses(work, tmp_path, change):
 
 def test_another_version_misses(work, monkeypatch):
     work()
-    monkeypatch.setattr(features_module, "VERSION", features_module.VERSION + 1)
+    monkeypatch.setattr(fingerprints, "VERSION", fingerprints.VERSION + 1)
     assert work()[1]
 
 

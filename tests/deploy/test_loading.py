@@ -9,6 +9,7 @@ import pytest
 import ccafl_jax
 from ccafl_jax.deploy.embedder import Embedder
 from ccafl_jax.deploy.exporting import export_model
+from ccafl_jax.deploy.fingerprints import model_fingerprint
 from ccafl_jax.deploy.loading import find, load_bundle
 from ccafl_jax.deploy.run_folder import write_run
 from tests.deploy import tiny
@@ -37,6 +38,9 @@ def close(found, expected):
 def test_exports(out, expected, inner):
     model = ccafl_jax.load(out / inner, batch=2)
     assert (model.features, model.cameras, model.batch) == (24, tiny.CAMERAS, 2)
+    for flip in (False, True):  # every form of a model says that it is that model
+        known = model_fingerprint(tiny.bundle("vit"), flip=flip)
+        assert model.fingerprint(flip=flip) == known != model.fingerprint(flip=not flip)
     close(model.embed(list(IMAGES), CAMERAS), expected)
 
 

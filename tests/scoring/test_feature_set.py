@@ -417,3 +417,51 @@ def test_names_of_ones_own_features(tmp_path):
     np.savez(tmp_path / "mine.npz", **(arrays | {"gallery_pid": ["x", "y"]}))
     with pytest.raises(ValueError, match=r"gallery_pid is of type <U1; .*np.unique"):
         load(tmp_path / "mine.npz")
+
+
+@pytest.mark.parametrize("suffix", [".npz", ".parquet"])
+def test_a_set_without_tables_comes_back_in_either_form(tmp_path, suffix):
+    np.savez(tmp_path / "mine.npz", **arrays())
+    made = load(tmp_path / "mine.npz")
+    made = dataclasses.replace(
+        made,
+        names=np.array([f"ü/{row}\n" for row in range(len(made))]),
+        modality=np.arange(len(made)) % 2,
+        meta={"fingerprint": "a", "unreadable": ["b"]},
+    )
+    save(tmp_path / f"f{suffix}", made)
+    again = load(tmp_path / f"f{suffix}")
+    for column in ("features", "pid", "camid", "part", "names", "modality"):
+        found, expected = getattr(again, column), getattr(made, column)
+        np.testing.assert_array_equal(found, expected)
+        assert found.dtype == expected.dtype
+    assert (again.dataset, again.camera_codes, again.meta) == (
+        made.dataset,
+        made.camera_codes,
+        made.meta,
+    )
+
+
+def test_tables_of_others_are_told_from_features(tmp_path):
+    from pyarrow import parquet, table
+
+    np.savez(tmp_path / "mine.npz", **arrays())
+    made = load(tmp_path / "mine.npz")
+    path = tmp_path / "f.parquet"
+    with pytest.raises(ValueError, match=r"holds no lists of the data set \(gt.query\)"):
+        save(path, dataclasses.replace(made, tables={"gt.query": np.zeros(1, np.int64)}))
+    assert not path.exists()
+    save(path, made)
+    saved = parquet.read_table(path)
+    parquet.write_table(saved.drop_columns(["pid"]), path)
+    with pytest.raises(ValueError, match="has no column pid"):
+        load(path)
+    parquet.write_table(saved.replace_schema_metadata({}), path)
+    with pytest.raises(ValueError, match="no file of features of format 1"):
+        load(path)
+    parquet.write_table(table({"path": ["a"], "pid": [1]}), path)
+    with pytest.raises(ValueError, match="damaged or holds no features"):
+        load(path)
+    path.write_bytes(b"PAR1 but cut")
+    with pytest.raises(ValueError, match="damaged or holds no features"):
+        load(path)
