@@ -40,8 +40,9 @@ examples:
     python scripts/train.py --config ... --workdir runs/m --coordinator localhost:1234 \
         --processes 2 --process_id 0   # and the same with --process_id 1
 
-exit status: 0 done, or asked to stop (SIGTERM, Ctrl-C) and saved; 2 an error to mend; 75 another
-process of the run is gone: start all again with --resume; 130, 143 a second signal, nothing saved
+exit status: 0 done, or asked to stop (SIGTERM, Ctrl-C) and saved; 1 a fault of the program; 2 an
+error to mend; 75 another process of the run is gone: start all again with --resume; 130, 143 a
+second signal, nothing saved
 """
 
 
