@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from ccafl_jax.options import flatten
+from ccafl_jax.scoring import feature_set
 from ccafl_jax.training.checkpoints import Checkpoints
 from ccafl_jax.training.storage import open_path
 
@@ -90,3 +91,20 @@ def stored_options(path: str | os.PathLike) -> dict[str, Any]:
     if not config:
         raise ValueError(f"{path}: a model that was converted, not trained: it has no options")
     return flatten(config)
+
+
+def kept_features(run: FinishedRun) -> feature_set.FeatureSet:
+    """The features of its test set that a run keeps, those that were extracted last.
+
+    Raises:
+      FileNotFoundError: it keeps none.
+    """
+    dataset = run.summary["dataset"]
+    folder = open_path(run.path) / "features"
+    files = sorted(folder.glob(f"{dataset}-*.npz"), key=lambda path: path.stat().mtime)
+    if not files:
+        raise FileNotFoundError(
+            f"{run.path} keeps no features of {dataset}: run "
+            f"python scripts/evaluate.py --workdir {run.path} first"
+        )
+    return feature_set.load(files[-1])

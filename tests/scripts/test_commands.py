@@ -3,6 +3,7 @@
 import json
 import os
 import pathlib
+import shutil
 import subprocess
 import sys
 
@@ -97,6 +98,12 @@ def test_train_then_evaluate(tmp_path):
     assert again.returncode == 0, again.stderr
     resumed = json.loads((workdir / "summary.json").read_text())
     assert resumed["final"] == summary["final"]
+    shutil.copytree(workdir, tmp_path / "copy")
+    compare = ["scripts/compare.py", workdir, tmp_path / "copy", "--json", tmp_path / "c.json"]
+    compared = run(*compare, "--bootstrap", "50")
+    assert compared.returncode == 0 and "seeds 1, 1 of" in compared.stdout, compared.stderr
+    (found,) = json.loads((tmp_path / "c.json").read_text())["differences"].values()
+    assert found["mAP"]["low"] == found["mAP"]["high"] == 0 and found["mAP"]["queries"] > 0
 
 
 @pytest.mark.ci
