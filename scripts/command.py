@@ -40,10 +40,10 @@ def read_config(path: str, overrides: list[str]) -> ConfigDict:
             f"unknown argument {foreign[0]!r}: options of a recipe are written "
             "--config.group.name=value; see --help"
         )
-    values = flags.FlagValues()
-    holder = config_flags.DEFINE_config_file("config", flag_values=values)
+    values, words = flags.FlagValues(), ["command", f"--config={path}", *overrides]
+    holder = config_flags.DEFINE_config_file("config", flag_values=values, sys_argv=words)
     try:
-        values(["command", f"--config={path}", *overrides])
+        values(words)
     except (KeyError, AttributeError) as error:
         raise ValueError(_unknown_option(str(error), overrides)) from None
     except flags.Error as error:
