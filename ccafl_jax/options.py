@@ -59,6 +59,27 @@ def to_config(options: Any) -> Any:
     return config
 
 
+def flatten(options: Any, prefix: str = "") -> dict[str, Any]:
+    """Nested options by dotted name, in their order; sequences become tuples.
+
+    Args:
+      options: an instance of a dataclass that `from_mapping` builds, or a nested mapping such as
+        JSON gives.
+      prefix: before the names.
+    """
+    if dataclasses.is_dataclass(options):
+        options = {
+            field.name: getattr(options, field.name) for field in dataclasses.fields(options)
+        }
+    found = {}
+    for name, value in options.items():
+        if dataclasses.is_dataclass(value) or isinstance(value, Mapping):
+            found |= flatten(value, f"{prefix}{name}.")
+        else:
+            found[f"{prefix}{name}"] = _immutable(value)
+    return found
+
+
 def require(condition: bool, message: str) -> None:
     """Raises ValueError(message) unless the condition holds; for `__post_init__` checks."""
     if not condition:
@@ -78,6 +99,11 @@ def nearest_key(key: str, known: typing.Iterable[str]) -> str | None:
     """
     matches = difflib.get_close_matches(key, list(known), n=1, cutoff=0.4)
     return matches[0] if matches else None
+
+
+def _immutable(value: Any) -> Any:
+    """Tuples in place of lists, which JSON makes of them."""
+    return tuple(map(_immutable, value)) if isinstance(value, list | tuple) else value
 
 
 def _nearest(key: str, known: Mapping[str, Any], where: str) -> str:

@@ -1,12 +1,9 @@
 """The tiny CLIP: an image and a text tower pre-trained on captions of synthetic people.
 
-    python -m data_prep.tiny_clip --out ccafl_jax/assets/tiny_clip [--steps N] [--smoke]
-    python -m data_prep.tiny_clip --out DIR --colourless 0.5 --steps 900
-
 The people and the cameras come from streams that no data set draws from, captions leave out 30 to
-50 % of the attributes, and there is no colour jitter: crossing cameras remains to be learnt. The
-second form (assets/tiny_clip_infrared) sees pictures in infrared and in grey, too, as CLIP did. The
-directory written is a model like any other: open_clip_config.json, model.safetensors, the
+50 % of the attributes, and there is no colour jitter: crossing cameras remains to be learnt. With
+--colourless (assets/tiny_clip_infrared) it sees pictures in infrared and in grey, too, as CLIP did.
+The directory written is a model like any other: open_clip_config.json, model.safetensors, the
 tokenizer's files and a README with what the features achieve before any re-identification training.
 
 The contrast of images and captions alone trains the attention pool and leaves the generalised mean
@@ -14,7 +11,6 @@ of the map (GeM) at chance; a second contrast through a linear head, thrown away
 therefore put on the normalised GeM feature.
 """
 
-import argparse
 import dataclasses
 import functools
 import json
@@ -30,6 +26,7 @@ from PIL import Image
 from tqdm import tqdm
 
 from ccafl_jax import numerics
+from ccafl_jax.command_line import Parser, one_line_errors
 from ccafl_jax.data.augment import IMAGENET_MEAN, IMAGENET_STD, AugmentConfig, augment, normalize
 from ccafl_jax.evaluation.camera_bias import same_camera_base_rate, same_camera_share
 from ccafl_jax.models import prompts
@@ -49,6 +46,15 @@ from data_prep.synthetic.cameras import NEAR, THERMAL, VISIBLE
 from data_prep.synthetic.infrared import tones
 
 HEIGHT, WIDTH = 64, 32
+EXAMPLES = """\
+examples:
+  the one that comes with the package
+    python -m data_prep.tiny_clip --out ccafl_jax/assets/tiny_clip
+  one that has seen infrared and grey pictures
+    python -m data_prep.tiny_clip --out DIR --colourless 0.5 --steps 900
+  seconds of everything, no quality
+    python -m data_prep.tiny_clip --out DIR --smoke
+"""
 CONTEXT = 44  # the longest complete caption has 41 tokens
 EMBED_DIM = 128
 LOWEST, HIGHEST = 3.0, 10.0  # zero-shot mAP in multiples of chance
@@ -589,7 +595,7 @@ def _card_across_light(figures: dict) -> list[str]:
 
 def main(argv: list[str] | None = None) -> int:
     """Command line."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = Parser(description=__doc__, epilog=EXAMPLES)
     parser.add_argument("--out", type=pathlib.Path, required=True, help="directory to write")
     parser.add_argument("--steps", type=int, help="training steps")
     parser.add_argument("--seed", type=int, help="seed of the whole run")
@@ -619,4 +625,5 @@ def main(argv: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    raise SystemExit(main())
+    with one_line_errors():
+        raise SystemExit(main())

@@ -1,19 +1,25 @@
 """What the command-line scripts share: configuration files with overrides, one-line errors."""
 
-import argparse
-import contextlib
-import difflib
 import logging
 import os
 import pathlib
 import re
-import signal
 import sys
-from collections.abc import Iterator
-from typing import NoReturn
 
 from absl import flags
 from ml_collections import ConfigDict, config_flags
+
+from ccafl_jax.command_line import Parser, one_line_errors
+
+__all__ = [
+    "Parser",
+    "check_writable",
+    "flag",
+    "one_line_errors",
+    "read_config",
+    "start_logging",
+    "user_path",
+]
 
 
 def read_config(path: str, overrides: list[str]) -> ConfigDict:
@@ -34,10 +40,10 @@ def read_config(path: str, overrides: list[str]) -> ConfigDict:
             f"unknown argument {foreign[0]!r}: options of a recipe are written "
             "--config.group.name=value; see --help"
         )
-    values = flags.FlagValues()
-    holder = config_flags.DEFINE_config_file("config", flag_values=values)
+    values, words = flags.FlagValues(), ["command", f"--config={path}", *overrides]
+    holder = config_flags.DEFINE_config_file("config", flag_values=values, sys_argv=words)
     try:
-        values(["command", f"--config={path}", *overrides])
+        values(words)
     except (KeyError, AttributeError) as error:
         raise ValueError(_unknown_option(str(error), overrides)) from None
     except flags.Error as error:
@@ -48,22 +54,6 @@ def read_config(path: str, overrides: list[str]) -> ConfigDict:
 def user_path(text: str) -> pathlib.Path:
     """A path as typed; `~` is the home folder, also where the shell leaves it (`--out=~/x`)."""
     return pathlib.Path(text).expanduser()
-
-
-class Parser(argparse.ArgumentParser):
-    """A parser whose errors are one line, which names the nearest flag; help shows examples."""
-
-    def __init__(self, **options: object):
-        super().__init__(formatter_class=argparse.RawDescriptionHelpFormatter, **options)
-
-    def error(self, message: str) -> NoReturn:
-        """Ends the program."""
-        unknown = re.match(r"unrecognized arguments: (--[^ =]+)", message)
-        near = difflib.get_close_matches(
-            unknown[1] if unknown else "", self._option_string_actions, n=1
-        )
-        hint = f"did you mean {near[0]}?" if near else "see --help"
-        self.exit(2, f"error: {message}; {hint}\n")
 
 
 def flag(name: str) -> str:
@@ -78,44 +68,6 @@ def check_writable(path: pathlib.Path, name: str) -> None:
         raise ValueError(f"{name} {path}: {folder} is a file; name a file in a folder")
     if not os.access(folder, os.W_OK) or os.statvfs(folder).f_flag & os.ST_RDONLY:
         raise ValueError(f"{name} {path}: {folder} cannot be written; choose another folder")
-
-
-@contextlib.contextmanager
-def one_line_errors() -> Iterator[None]:
-    """Turns errors that a user can mend into one line on stderr and exit status 2.
-
-    Being asked to end (SIGTERM) is treated like Ctrl-C: what is half-written is removed first.
-    """
-    signal.signal(signal.SIGTERM, _interrupt)
-    try:
-        yield
-    except (ValueError, OSError, ImportError, FloatingPointError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        raise SystemExit(2) from error
-    except RuntimeError as error:
-        if "RESOURCE_EXHAUSTED" not in str(error):
-            raise
-        print(f"error: {_out_of_memory(str(error))}", file=sys.stderr)
-        raise SystemExit(2) from error
-    except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
-        sys.stdout.flush()
-        sys.stderr.flush()
-        os._exit(130)  # threads of other libraries may not survive an orderly end
-
-
-def _interrupt(*_: object) -> None:
-    raise KeyboardInterrupt
-
-
-def _out_of_memory(words: str) -> str:
-    """What a device says that has no memory left, in a line with ways out of it."""
-    reason = words.strip().splitlines()[0][:200]
-    return (
-        f"a device has no memory left ({reason}): nothing that was saved is lost; resume with more "
-        "devices, --config.input.kind=streaming, --config.scale.shard_classes=True, "
-        "--config.model.remat=True or bfloat16; --dry_run shows what each phase needs"
-    )
 
 
 def start_logging() -> None:

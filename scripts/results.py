@@ -1,6 +1,5 @@
 """Writes the tables of docs/results.md from results/*.json; no figure there is typed by hand."""
 
-import argparse
 import importlib
 import json
 import pathlib
@@ -9,9 +8,12 @@ import shlex
 import sys
 from typing import Any
 
-ROOT = pathlib.Path(__file__).resolve().parents[1]
-sys.path[:0] = [str(ROOT), str(ROOT / "scripts")]
+sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent))
+sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
 
+from ccafl_jax.command_line import Parser, one_line_errors
+
+ROOT = pathlib.Path(__file__).resolve().parents[1]
 PAGE = ROOT / "docs" / "results.md"
 STUDIES = {
     "ablation": "ablate",
@@ -33,9 +35,7 @@ examples:
 
 def main() -> int:
     """Rewrites the page, or compares it; returns the exit status."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, epilog=EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = Parser(description=__doc__, epilog=EXAMPLES)
     parser.add_argument("--check", action="store_true", help="change nothing, compare")
     options = parser.parse_args()
     page = PAGE.read_text()
@@ -75,4 +75,5 @@ def origin(found: dict[str, Any]) -> str:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    with one_line_errors():
+        sys.exit(main())

@@ -5,7 +5,6 @@ A run is trained to the end without disturbance. Then others begin in the same w
 the first: every array of the last checkpoint, the log but for its clock, and the figures.
 """
 
-import argparse
 import concurrent.futures
 import json
 import pathlib
@@ -16,8 +15,11 @@ import subprocess
 import sys
 import time
 
+sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
+
+from ccafl_jax.command_line import Parser, one_line_errors
+
 ROOT = pathlib.Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT))
 
 EXAMPLES = """\
 examples:
@@ -29,9 +31,7 @@ examples:
 
 def main() -> int:
     """Runs, prints a line for each kill and returns the exit status."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, epilog=EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = Parser(description=__doc__, epilog=EXAMPLES)
     parser.add_argument("--workdir", required=True, type=pathlib.Path, help="folder for the runs")
     parser.add_argument("--kills", type=int, default=50)
     parser.add_argument("--seed", type=int, default=0, help="of the moments")
@@ -152,4 +152,5 @@ def differences(expected: dict, found: dict) -> list[str]:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    with one_line_errors():
+        sys.exit(main())

@@ -1,13 +1,10 @@
 """Audits the synthetic people; exits non-zero if a draw is not worth training on.
 
-    python scripts/synthetic_audit.py --seeds 0 1 2
-
 Prints a table and writes JSON; see data_prep/audit.py for the five conditions. Data seeds 0 to 2
 serve tuning, reported figures use seeds from 100. With --clip DIR the zero-shot features of that
 tiny CLIP are compared as well. `--render-docs JSON PAGE` only rewrites the table of a page.
 """
 
-import argparse
 import dataclasses
 import json
 import os
@@ -16,13 +13,23 @@ from pathlib import Path
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 
+from ccafl_jax.command_line import Parser, one_line_errors
 from ccafl_jax.report.pages import with_table
 from data_prep import audit, synthetic
+
+EXAMPLES = """\
+examples:
+  python scripts/synthetic_audit.py --seeds 0 1 2
+  with the features of a tiny CLIP, figures to a file
+    python scripts/synthetic_audit.py --seeds 100 --clip ccafl_jax/assets/tiny_clip --json a.json
+  the table of a page from such a file
+    python scripts/synthetic_audit.py --render-docs results/synthetic_audit.json docs/synthetic.md
+"""
 
 
 def main() -> int:
     """Runs the audit; returns the exit status."""
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = Parser(description=__doc__, epilog=EXAMPLES)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0], help="data seeds")
     parser.add_argument("--steps", type=int, default=audit.AuditConfig.steps)
     parser.add_argument("--clip", type=Path, help="directory of a tiny CLIP")
@@ -58,4 +65,5 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    with one_line_errors():
+        sys.exit(main())

@@ -7,7 +7,7 @@ import pathlib
 import shlex
 import signal
 import sys
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from command import Parser, one_line_errors, read_config, start_logging, user_path
 
@@ -18,6 +18,7 @@ from ccafl_jax.training.storage import is_local, open_path
 
 if TYPE_CHECKING:
     from ccafl_jax.methods.options import DataConfig
+    from ccafl_jax.methods.registry import Method
 
 EXAMPLES = """\
 examples:
@@ -34,14 +35,17 @@ examples:
     python scripts/train.py --config ... --workdir runs/market1501 --resume
     python scripts/train.py --config ... --workdir runs/m --stages prompts
     python scripts/train.py --config ... --workdir runs/m --stages intra --resume
+  all options of a recipe as they are resolved, without training; see scripts/config_diff.py
+    python scripts/train.py --config configs/ccafl_market1501.py --print_config
   what every phase needs in memory and work, without training
     python scripts/train.py --config ... --workdir runs/m --dry_run
   two processes on one machine; other machines and clusters: docs/pods.md
     python scripts/train.py --config ... --workdir runs/m --coordinator localhost:1234 \
         --processes 2 --process_id 0   # and the same with --process_id 1
 
-exit status: 0 done, or asked to stop (SIGTERM, Ctrl-C) and saved; 2 an error to mend; 75 another
-process of the run is gone: start all again with --resume; 130, 143 a second signal, nothing saved
+exit status: 0 done, or asked to stop (SIGTERM, Ctrl-C) and saved; 1 a fault of the program; 2 an
+error to mend; 75 another process of the run is gone: start all again with --resume; 130, 143 a
+second signal, nothing saved
 """
 
 
@@ -51,7 +55,6 @@ def main() -> None:
     parser.add_argument("--config", required=True, help="recipe, a file under configs/")
     parser.add_argument(
         "--workdir",
-        required=True,
         type=folder_or_store,
         help="folder of the run, on a disk or in an object store (gs://...)",
     )
@@ -84,6 +87,11 @@ def main() -> None:
         "--dry_run", action="store_true", help="compile every phase, print what it takes, and end"
     )
     parser.add_argument(
+        "--print_config",
+        action="store_true",
+        help="print all options as they are resolved, one a line in Python, and end",
+    )
+    parser.add_argument(
         "--profile", metavar="START:STOP", help="write a profile of these steps to WORKDIR/profile"
     )
     parser.add_argument(
@@ -102,12 +110,17 @@ def main() -> None:
     )
     processes.add_flags(parser)
     arguments, overrides = parser.parse_known_args()
+    if not (arguments.workdir or arguments.print_config):
+        parser.error("the following arguments are required: --workdir")
     start_logging()
     faulthandler.register(signal.SIGUSR1, all_threads=True)  # kill -USR1 shows where it is
     if arguments.deterministic:  # read when the devices start
         given = os.environ.get("XLA_FLAGS", "")
         os.environ["XLA_FLAGS"] = f"{given} --xla_gpu_deterministic_ops=true".strip()
     with one_line_errors():
+        if arguments.print_config:
+            print_config(resolved(arguments, overrides)[1])
+            return
         processes.start(processes.options_from(arguments))
         keep_compiled(arguments.compilation_cache)
         run(arguments, overrides)
@@ -115,25 +128,11 @@ def main() -> None:
 
 def run(arguments: argparse.Namespace, overrides: list[str]) -> None:
     """Builds the run and trains."""
-    from ccafl_jax.methods.registry import method_of
     from ccafl_jax.report.make import after_training
     from ccafl_jax.training.loop import Loop, Profile
     from ccafl_jax.training.preemption import Preempted, Preemption
 
-    raw = read_config(arguments.config, overrides)
-    if arguments.stages:
-        raw.stages = tuple(arguments.stages.split(","))
-    method = method_of(raw)
-    if arguments.activation:
-        if "activation" not in raw.model:
-            raise ValueError(f"--activation is not for {method.name}: leave it out")
-        if raw.model.activation not in ("", arguments.activation):
-            raise ValueError(
-                f"--activation {arguments.activation} contradicts model.activation="
-                f"{raw.model.activation}; state one"
-            )
-        raw.model.activation = arguments.activation
-    config = method.config(raw.to_dict())
+    method, config = resolved(arguments, overrides)
     profile = None
     if arguments.profile:
         profile = Profile.parse(arguments.profile, arguments.workdir / "profile")
@@ -174,6 +173,34 @@ def run(arguments: argparse.Namespace, overrides: list[str]) -> None:
                 from_first(lambda: after_training(arguments.workdir))
     if processes.is_first():
         print(f"summary: {arguments.workdir / 'summary.json'}")
+
+
+def resolved(arguments: argparse.Namespace, overrides: list[str]) -> tuple["Method", Any]:
+    """The method and its options, those of the command included."""
+    from ccafl_jax.methods.registry import method_of
+
+    raw = read_config(arguments.config, overrides)
+    if arguments.stages:
+        raw.stages = tuple(arguments.stages.split(","))
+    method = method_of(raw)
+    if arguments.activation:
+        if "activation" not in raw.model:
+            raise ValueError(f"--activation is not for {method.name}: leave it out")
+        if raw.model.activation not in ("", arguments.activation):
+            raise ValueError(
+                f"--activation {arguments.activation} contradicts model.activation="
+                f"{raw.model.activation}; state one"
+            )
+        raw.model.activation = arguments.activation
+    return method, method.config(raw.to_dict())
+
+
+def print_config(config: Any) -> None:
+    """All options, one a line, so that two recipes can be compared with `diff`."""
+    from ccafl_jax.options import flatten
+
+    for name, value in flatten(config).items():
+        print(f"config.{name} = {value!r}")
 
 
 def print_costs(found: dict[str, dict[str, float]]) -> None:

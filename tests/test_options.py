@@ -1,10 +1,11 @@
 """Frozen dataclasses from mappings."""
 
 import dataclasses
+import json
 
 import pytest
 
-from ccafl_jax.options import from_mapping
+from ccafl_jax.options import flatten, from_mapping
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,3 +53,11 @@ def test_bad_values_name_the_option(values, message):
     with pytest.raises(ValueError) as error:
         from_mapping(Outer, values)
     assert message in str(error.value)
+
+
+def test_flat_options_are_the_same_before_and_after_json():
+    made = Outer(count=4, inner=Inner(sizes=(5, 6)))
+    flat = {"name": "a", "count": 4, "on": True, "pair": (0.0, 1.0)}
+    assert flatten(made) == flat | {"inner.rate": 0.1, "inner.sizes": (5, 6)}
+    assert flatten(json.loads(json.dumps(dataclasses.asdict(made)))) == flatten(made)
+    assert [*flatten(made)] == ["name", "count", "on", "pair", "inner.rate", "inner.sizes"]

@@ -196,6 +196,27 @@ def evaluate(
     return Evaluation(figures, [one.figures for one in scored], scored)
 
 
+def values_by_query(
+    scored: Sequence[Scored], figures: Sequence[str]
+) -> tuple[dict[str, np.ndarray], np.ndarray, np.ndarray]:
+    """What each query contributes to figures; its mean over the trials where it counts.
+
+    Args:
+      scored: rankings of the same queries.
+      figures: their names.
+
+    Returns:
+      By name float64[Q]; bool[Q], whether it counts in any trial; int32[Q], identities.
+    """
+    valid = np.stack([one.ranking.valid for one in scored])
+    times = np.maximum(valid.sum(axis=0), 1)
+    values = {
+        figure: np.stack([_by_query(one.ranking, figure) for one in scored]).sum(axis=0) / times
+        for figure in figures
+    }
+    return values, valid.any(axis=0), scored[0].features.pid[scored[0].query]
+
+
 def _warnings(sets: tuple[FeatureSet, ...]) -> list[str]:
     """What was to be said about the data sets when the features were made."""
     found = (text for features in sets for text in features.meta.get("warnings", ()))
@@ -425,17 +446,9 @@ def _rules(
 def _intervals(
     scored: tuple[Scored, ...], protocol: Protocol, samples: int
 ) -> dict[str, dict[str, float | int]]:
-    """Intervals over identities; a query's value is its mean over the trials where it counts."""
-    valid = np.stack([one.ranking.valid for one in scored])
-    times = np.maximum(valid.sum(axis=0), 1)
-    values = {
-        figure: np.stack([_by_query(one.ranking, figure) for one in scored]).sum(axis=0) / times
-        for figure in protocol.figures
-    }
-    pid = scored[0].features.pid[scored[0].query]
-    found = bootstrap_intervals(
-        values, valid.any(axis=0), pid, samples=samples, no_match=protocol.no_match
-    )
+    """Intervals over identities."""
+    values, valid, pid = values_by_query(scored, protocol.figures)
+    found = bootstrap_intervals(values, valid, pid, samples=samples, no_match=protocol.no_match)
     return {figure: interval.to_json() for figure, interval in found.items()}
 
 

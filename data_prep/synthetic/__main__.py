@@ -2,9 +2,9 @@
 
 import argparse
 import dataclasses
-import sys
 from pathlib import Path
 
+from ccafl_jax.command_line import Parser, one_line_errors
 from data_prep.synthetic.folder import SyntheticConfig, write_folder, write_names
 from data_prep.synthetic.layouts import LAYOUTS, write_layout
 
@@ -18,20 +18,16 @@ _EXAMPLES = """examples:
 """
 
 
-def main(arguments: list[str] | None = None) -> int:
-    """Writes a folder; returns the exit status."""
+def main(arguments: list[str] | None = None) -> None:
+    """Writes a folder."""
     layout = _layout_of(arguments)
     parser = _parser(layout)
     options = vars(parser.parse_args(arguments))
     out = options.pop("out")
     del options["layout"]
-    try:
+    with one_line_errors():
         counts = _write_market(out, options) if layout == MARKET else _write(out, layout, options)
-    except (ValueError, OSError, ImportError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
     print(f"{out}: " + ", ".join(f"{count} {name}" for name, count in counts.items()))
-    return 0
 
 
 def _layout_of(arguments: list[str] | None) -> str:
@@ -43,12 +39,11 @@ def _layout_of(arguments: list[str] | None) -> str:
     return layout if layout in LAYOUTS else MARKET
 
 
-def _parser(layout: str) -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+def _parser(layout: str) -> Parser:
+    parser = Parser(
         prog="python -m data_prep.synthetic",
         description="Draws synthetic people in the layout of a published data set.",
         epilog=_EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
     parser.add_argument("--out", type=Path, required=True, help="folder to write")
@@ -78,4 +73,4 @@ def _write(out: Path, layout: str, options: dict) -> dict[str, int]:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

@@ -24,6 +24,8 @@ import numpy as np
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 sys.path.insert(0, str(pathlib.Path(__file__).parents[2]))
 
+from ccafl_jax.command_line import Parser, one_line_errors
+
 EXAMPLES = """\
 examples:
   python scripts/bench/data.py --json results/data.json --docs docs/data.md
@@ -58,9 +60,7 @@ MANY_LABELS = {
 
 def main() -> int:
     """Measures, prints a table and returns the exit status."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, epilog=EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = Parser(description=__doc__, epilog=EXAMPLES)
     parser.add_argument("--images", type=int, default=12936)
     parser.add_argument("--records", type=int, default=10_000_000, help="of the fabricated set")
     parser.add_argument("--repeats", type=int, default=5)
@@ -253,4 +253,5 @@ def spread(values: list[float]) -> dict[str, float]:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    with one_line_errors():
+        sys.exit(main())

@@ -1,11 +1,14 @@
 """The demonstration on several data seeds, beside what needs no training on the same folders."""
 
-import argparse
 import json
 import os
 import pathlib
 import subprocess
 import sys
+
+sys.path.insert(0, str(pathlib.Path(__file__).parents[2]))
+
+from ccafl_jax.command_line import Parser, one_line_errors
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 
@@ -19,9 +22,7 @@ examples:
 
 def main() -> None:
     """Trains one run per data seed and records the figures."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, epilog=EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = Parser(description=__doc__, epilog=EXAMPLES)
     parser.add_argument("--seeds", type=int, nargs="+", default=[100, 101, 102], help="data seeds")
     parser.add_argument("--variant", default="", choices=["", "smoke", "bench"])
     parser.add_argument("--workdir", type=pathlib.Path, default=ROOT / "runs" / "demo_seeds")
@@ -127,4 +128,5 @@ def table(results: list[dict]) -> str:
 
 
 if __name__ == "__main__":
-    main()
+    with one_line_errors():
+        main()

@@ -35,6 +35,7 @@ sys.path.insert(0, str(pathlib.Path(__file__).parents[2]))
 
 import encoders_work
 
+from ccafl_jax.command_line import Parser, one_line_errors
 from ccafl_jax.models.clip import ResNetConfig, VisionTransformer, ViTConfig, build_tower
 from ccafl_jax.models.clip.transformer import activate
 from ccafl_jax.models.layers import Compute, apply_block
@@ -132,9 +133,7 @@ def main(arguments: list[str] | None = None) -> dict:
 
 def parse(arguments: list[str] | None) -> argparse.Namespace:
     """The command line, with the defaults that the device decides."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, epilog=EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = Parser(description=__doc__, epilog=EXAMPLES)
     add = parser.add_argument
     add("--families", nargs="+", choices=FAMILIES, metavar="NAME", help=", ".join(FAMILIES))
     add("--batch", type=int, nargs="+", help="batch sizes (128; on a CPU 4)")
@@ -725,4 +724,5 @@ def mega(value: float | None) -> str:
 
 
 if __name__ == "__main__":
-    main()
+    with one_line_errors():
+        main()

@@ -1,16 +1,14 @@
 """The PyTorch side of encoders.py: the same towers from timm, compiled, timed the same way.
 
-    python scripts/bench/encoders_torch.py '{"cases": [["RN50", 128]], ...}'
-
 Run by encoders.py in a process of its own, so that neither framework holds the other's memory.
 Reads one JSON object, writes one JSON object a line: the environment first, then one a case. Needs
 torch and timm, and nothing of this package.
 """
 
+import argparse
 import dataclasses
 import json
 import statistics
-import sys
 import time
 import warnings
 
@@ -23,10 +21,19 @@ NAMES = {  # the activation of OpenAI's weights first
     "ViT-L/14": ("vit_large_patch14_clip_quickgelu_224", "vit_large_patch14_clip_224"),
 }
 
+EXAMPLES = """\
+examples:
+  python scripts/bench/encoders_torch.py '{"cases": [["RN50", 128]], ...}'
+"""
+
 
 def main() -> None:
     """Measures every case of the request; a case that fails says why and the next one runs."""
-    request = json.loads(sys.argv[1])
+    parser = argparse.ArgumentParser(
+        description=__doc__, epilog=EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("request", type=json.loads, help="a JSON object")
+    request = parser.parse_args().request
     warnings.filterwarnings("ignore")
     import timm
     import torch

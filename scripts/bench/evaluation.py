@@ -21,6 +21,8 @@ from measuring import in_own_process, machine, peak_bytes, spread, write
 
 sys.path.insert(0, str(pathlib.Path(__file__).parents[2]))
 
+from ccafl_jax.command_line import Parser, one_line_errors
+
 EXAMPLES = """\
 examples:
   python scripts/bench/evaluation.py                                   # all works, as on a CPU
@@ -58,9 +60,7 @@ WORKS = {
 
 def main() -> int:
     """Measures, prints a table and returns the exit status."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, epilog=EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = Parser(description=__doc__, epilog=EXAMPLES)
     parser.add_argument("--works", nargs="+", choices=WORKS, default=list(WORKS))
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--scale", type=float, default=1.0, help="of queries, gallery, identities")
@@ -334,4 +334,5 @@ def table(results: dict[str, Any]) -> str:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    with one_line_errors():
+        sys.exit(main())

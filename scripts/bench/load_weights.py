@@ -16,8 +16,11 @@ import sys
 import tempfile
 import time
 
-HERE = pathlib.Path(__file__).parent
-sys.path.insert(0, str(HERE.parents[1]))
+sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[2]))
+
+from ccafl_jax.command_line import Parser, one_line_errors
+
+HERE = pathlib.Path(__file__).resolve().parent
 
 EXAMPLES = """\
 examples:
@@ -32,9 +35,7 @@ UNIT = 1 if platform.system() == "Darwin" else 1024  # of ru_maxrss
 
 def main(arguments: list[str] | None = None) -> int:
     """Writes, loads and prints a table; returns the exit status."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, epilog=EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = Parser(description=__doc__, epilog=EXAMPLES)
     parser.add_argument("--families", nargs="+", default=["RN50", "ViT-B/16"], metavar="NAME")
     parser.add_argument("--namings", nargs="+", choices=NAMINGS, default=NAMINGS)
     parser.add_argument("--forms", nargs="+", choices=FORMS, default=FORMS)
@@ -186,4 +187,5 @@ def load(directory: pathlib.Path, options: argparse.Namespace) -> dict:
 CHILDREN = {"write": write, "load": load}
 
 if __name__ == "__main__":
-    sys.exit(main())
+    with one_line_errors():
+        sys.exit(main())

@@ -22,6 +22,8 @@ from measuring import in_own_process, machine, peak_bytes, spread, write
 
 sys.path.insert(0, str(pathlib.Path(__file__).parents[2]))
 
+from ccafl_jax.command_line import Parser, one_line_errors
+
 EXAMPLES = """\
 examples:
   python scripts/bench/pseudo_labels.py                                # all works but the largest
@@ -64,9 +66,7 @@ WORKS = {
 
 def main() -> int:
     """Measures, prints a table and returns the exit status."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, epilog=EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = Parser(description=__doc__, epilog=EXAMPLES)
     small = [name for name in WORKS if name != "half_million"]
     parser.add_argument("--works", nargs="+", choices=WORKS, default=small)
     parser.add_argument(
@@ -518,4 +518,5 @@ def table(results: dict[str, Any]) -> str:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    with one_line_errors():
+        sys.exit(main())

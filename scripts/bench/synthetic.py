@@ -6,17 +6,27 @@ The small array operations of the renderer do not spread over cores; on Linux th
 pinned to one core all the same.
 """
 
-import argparse
 import os
+import pathlib
+import sys
 import time
 
+sys.path.insert(0, str(pathlib.Path(__file__).parents[2]))
+
+from ccafl_jax.command_line import Parser, one_line_errors
 from data_prep import synthetic
 from data_prep.synthetic.folder import render_names
+
+EXAMPLES = """\
+examples:
+  python scripts/bench/synthetic.py                             # 200 identities of 128 x 64
+  python scripts/bench/synthetic.py --ids 20 --height 256 --width 128
+"""
 
 
 def main() -> None:
     """Prints one line."""
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = Parser(description=__doc__, epilog=EXAMPLES)
     parser.add_argument("--ids", type=int, default=200, help="identities")
     parser.add_argument("--height", type=int, default=128)
     parser.add_argument("--width", type=int, default=64)
@@ -39,4 +49,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    with one_line_errors():
+        main()

@@ -1,12 +1,9 @@
 """Times the text tower at RN50's size: all 77 positions against the 12 up to end-of-text.
 
-    python scripts/bench/text_encoder.py [--classes 64] [--repeats 7] [--out results/text.json]
-
 Prints both times, their ratio and the largest difference of the features; exits with 1 when the
 ratio is below 4 or the difference above 1e-5.
 """
 
-import argparse
 import json
 import pathlib
 import statistics
@@ -18,9 +15,15 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
+from ccafl_jax.command_line import Parser, one_line_errors
 from ccafl_jax.models import prompts
 from ccafl_jax.models.clip import TextConfig, TextTransformer
 
+EXAMPLES = """\
+examples:
+  python scripts/bench/text_encoder.py
+  python scripts/bench/text_encoder.py --classes 16 --repeats 3 --out text.json
+"""
 RN50 = TextConfig(vocab=49408, context=77, width=512, heads=8, layers=12)
 TEMPLATE = prompts.template_from_ids(
     (49406, 320, 1125, 539, 320, 343, 343, 343, 343, 2533, 269, 49407), slot=343
@@ -29,7 +32,7 @@ TEMPLATE = prompts.template_from_ids(
 
 def main() -> int:
     """Runs the benchmark."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = Parser(description=__doc__, epilog=EXAMPLES)
     parser.add_argument("--classes", type=int, default=64, help="prompts a call")
     parser.add_argument("--repeats", type=int, default=7)
     parser.add_argument("--out", type=pathlib.Path, help="JSON file for the figures")
@@ -84,4 +87,5 @@ def measure(*, classes: int, repeats: int) -> dict:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    with one_line_errors():
+        sys.exit(main())

@@ -25,6 +25,8 @@ sys.path.insert(0, str(pathlib.Path(__file__).parents[2]))
 
 from measuring import in_own_process, write
 
+from ccafl_jax.command_line import Parser, one_line_errors
+
 HERE = pathlib.Path(__file__).parent
 EXAMPLES = """\
 examples:
@@ -109,9 +111,7 @@ def main() -> int:
 
 def parse() -> argparse.Namespace:
     """The command line."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, epilog=EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = Parser(description=__doc__, epilog=EXAMPLES)
     add = parser.add_argument
     networks = dict.fromkeys(sum(NETWORKS.values(), ()))
     add("--methods", nargs="+", choices=list(NETWORKS), default=list(NETWORKS), help="all")
@@ -393,4 +393,5 @@ def torch_cells(theirs: dict[str, Any]) -> list[str]:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    with one_line_errors():
+        sys.exit(main())

@@ -1,24 +1,31 @@
 """The PyTorch side of train.py: the bare training step of the same network, timed the same way.
 
-    python scripts/bench/train_torch.py '{"family": "RN50", "batch": 128, ...}'
-
 Forward, backward and Adam with coupled L2: the tower of timm with the pooling and the batch-norm
 neck of this package, channels_last, autocast, compiled unless the request says off or compiling
 fails. Run by train.py in a process of its own; prints one JSON object. Needs torch and timm, and
 nothing of this package.
 """
 
+import argparse
 import json
-import sys
 import time
 import warnings
 
 import encoders_torch
 
+EXAMPLES = """\
+examples:
+  python scripts/bench/train_torch.py '{"family": "RN50", "batch": 128, ...}'
+"""
+
 
 def main() -> None:
     """Prints the figures of the request, or `error`."""
-    request = json.loads(sys.argv[1])
+    parser = argparse.ArgumentParser(
+        description=__doc__, epilog=EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("request", type=json.loads, help="a JSON object")
+    request = parser.parse_args().request
     warnings.filterwarnings("ignore")
     try:
         import timm

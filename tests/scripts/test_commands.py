@@ -3,6 +3,7 @@
 import json
 import os
 import pathlib
+import shutil
 import subprocess
 import sys
 
@@ -40,15 +41,6 @@ def one_line_error(finished):
 
 @pytest.mark.ci
 @pytest.mark.parametrize(
-    "script", ["train", "evaluate", "export", "convert_weights", "prepare_data"]
-)
-def test_help_holds_examples(script):
-    finished = run(f"scripts/{script}.py", "--help")
-    assert finished.returncode == 0 and "examples:" in finished.stdout
-
-
-@pytest.mark.ci
-@pytest.mark.parametrize(
     ("arguments", "message"),
     [
         (["--config.schedule.epoch=3"], "unknown option 'epoch': did you mean 'epochs'?"),
@@ -73,8 +65,9 @@ def test_a_device_without_memory_takes_one_line(capsys):
     said = capsys.readouterr().err
     assert end.value.code == 2 and said.count("\n") == 1
     assert "Out of memory allocating 99 bytes" in said and "--dry_run" in said
-    with pytest.raises(jax.errors.JaxRuntimeError), command.one_line_errors():
+    with pytest.raises(SystemExit) as end, command.one_line_errors():
         raise jax.errors.JaxRuntimeError("INTERNAL: something else")
+    assert end.value.code == 1 and "INTERNAL: something else" in capsys.readouterr().err
 
 
 @pytest.mark.ci
@@ -105,6 +98,12 @@ def test_train_then_evaluate(tmp_path):
     assert again.returncode == 0, again.stderr
     resumed = json.loads((workdir / "summary.json").read_text())
     assert resumed["final"] == summary["final"]
+    shutil.copytree(workdir, tmp_path / "copy")
+    compare = ["scripts/compare.py", workdir, tmp_path / "copy", "--json", tmp_path / "c.json"]
+    compared = run(*compare, "--bootstrap", "50")
+    assert compared.returncode == 0 and "seeds 1, 1 of" in compared.stdout, compared.stderr
+    (found,) = json.loads((tmp_path / "c.json").read_text())["differences"].values()
+    assert found["mAP"]["low"] == found["mAP"]["high"] == 0 and found["mAP"]["queries"] > 0
 
 
 @pytest.mark.ci

@@ -1,0 +1,110 @@
+"""What finished runs left in their folders: figures, the log of their epochs, their options."""
+
+import dataclasses
+import json
+import os
+from collections.abc import Mapping
+from typing import Any
+
+from ccafl_jax.options import flatten
+from ccafl_jax.scoring import feature_set
+from ccafl_jax.training.checkpoints import Checkpoints
+from ccafl_jax.training.storage import open_path
+
+
+@dataclasses.dataclass(frozen=True)
+class FinishedRun:
+    """A run that wrote its summary.
+
+    Attributes:
+      path: of the folder, as it was named.
+      summary: see `summary.json`.
+      epochs: a record for each epoch of each log, in their order; see `RunLog`.
+      options: by dotted name; empty where the folder holds no checkpoint.
+    """
+
+    path: str
+    summary: Mapping[str, Any]
+    epochs: list[dict[str, Any]]
+    options: Mapping[str, Any]
+
+    def curve(self, *names: str) -> tuple[list[int], list[float]]:
+        """A figure of the image encoder's epochs.
+
+        Args:
+          names: of the figure; the first that an epoch has is taken.
+
+        Returns:
+          The epochs that have it, counted from 1 over all logs that train the encoder, and values.
+        """
+        found = []
+        for record in self.epochs:
+            if record["stage"] == "encoder":
+                values = [record[name] for name in names if name in record]
+                found += [(record["epoch"] + 1, values[0])] if values else []
+        return [epoch for epoch, _ in found], [value for _, value in found]
+
+
+def read_finished_run(path: str | os.PathLike) -> FinishedRun:
+    """Reads the folder of a run that is over.
+
+    Raises:
+      FileNotFoundError: no such folder, or a run that is not finished.
+      ValueError: a damaged file.
+    """
+    folder = open_path(path)
+    if not folder.is_dir():
+        raise FileNotFoundError(f"{path}: no such folder; name the folder of a run (--workdir)")
+    if not (folder / "summary.json").exists():
+        there = (folder / "metrics.jsonl").exists() or (folder / "checkpoints").exists()
+        raise FileNotFoundError(
+            f"{path}: the run is not finished; go on with it (--resume), or leave it out"
+            if there
+            else f"{path}: no run (no summary.json); name the folder of a run (--workdir)"
+        )
+    log = folder / "metrics.jsonl"
+    lines = log.read_text().splitlines() if log.exists() else []
+    try:
+        summary = json.loads((folder / "summary.json").read_text())
+        epochs = [json.loads(line) for line in lines]
+    except json.JSONDecodeError as error:
+        raise ValueError(
+            f"{path}: summary.json or metrics.jsonl is damaged ({error}); run scripts/train.py "
+            "--resume there, which writes them again"
+        ) from None
+    options = stored_options(path) if (folder / "checkpoints").is_dir() else {}
+    return FinishedRun(os.fspath(path), summary, epochs, options)
+
+
+def stored_options(path: str | os.PathLike) -> dict[str, Any]:
+    """The options that a run was started with, by dotted name, from its newest checkpoint.
+
+    Raises:
+      FileNotFoundError: the folder holds no checkpoint.
+      ValueError: of a model that was converted, which has no options, or a damaged one.
+    """
+    folder = open_path(path) / "checkpoints"
+    if not folder.is_dir():
+        raise FileNotFoundError(f"{path}: no checkpoints, which hold the options of a run")
+    with Checkpoints(folder) as checkpoints:
+        config = checkpoints.restore_meta()["config"]
+    if not config:
+        raise ValueError(f"{path}: a model that was converted, not trained: it has no options")
+    return flatten(config)
+
+
+def kept_features(run: FinishedRun) -> feature_set.FeatureSet:
+    """The features of its test set that a run keeps, those that were extracted last.
+
+    Raises:
+      FileNotFoundError: it keeps none.
+    """
+    dataset = run.summary["dataset"]
+    folder = open_path(run.path) / "features"
+    files = sorted(folder.glob(f"{dataset}-*.npz"), key=lambda path: path.stat().mtime)
+    if not files:
+        raise FileNotFoundError(
+            f"{run.path} keeps no features of {dataset}: run "
+            f"python scripts/evaluate.py --workdir {run.path} first"
+        )
+    return feature_set.load(files[-1])
