@@ -348,7 +348,7 @@ def cclnet() -> Drawing:
     return d
 
 
-BASE = ("files", "numerics", "options", "progress", "ragged")
+BASE = ("command_line", "files", "numerics", "options", "progress", "ragged")
 """Modules beside the rooms, which know no room; any room may use them."""
 
 PLACES = {

@@ -9,8 +9,8 @@ from typing import Any
 
 from ccafl_jax.evaluation.bootstrap import Interval
 from ccafl_jax.report.runs import FinishedRun, kept_features
-from ccafl_jax.report.summary import COLUMNS, summary_rows
 from ccafl_jax.scoring.paired import paired_differences
+from ccafl_jax.training.summary import COLUMNS, summary_rows
 
 FIGURES = tuple((key, title) for key, title in COLUMNS if key != "same_camera_share")
 """Those that are compared, with their titles."""
