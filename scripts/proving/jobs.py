@@ -12,6 +12,7 @@ from typing import Any
 
 from command import Parser, one_line_errors, read_config, user_path
 
+from ccafl_jax.command_line import DEBUG
 from ccafl_jax.files import write_json
 
 RESULTS = "results.json"
@@ -134,6 +135,7 @@ def run_jobs(
         while waiting and free:
             job, mine = waiting.pop(0), free.pop()
             command = [sys.executable, script, "--workdir", str(workdir), "--alone", job, *words]
+            command += [DEBUG] * (DEBUG in sys.argv)
             with contextlib.ExitStack() as pinned:
                 if len(cores) > 1:
                     os.sched_setaffinity(0, mine)  # which the child inherits

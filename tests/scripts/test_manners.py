@@ -1,5 +1,6 @@
 """Every command explains itself with examples, errs in one line, and ends with a known status."""
 
+import importlib
 import pathlib
 import re
 import runpy
@@ -115,3 +116,19 @@ def test_the_page_lists_every_status():
     listed = {int(number) for number in re.findall(r"^\| (\d+) \|", page, re.MULTILINE)}
     own = {command_line.FAILED, command_line.WRONG_USE, command_line.INTERRUPTED}
     assert listed == {0, GONE, 128 + signal.SIGTERM} | own
+
+
+@pytest.mark.parametrize("given", [[], ["--debug"]])
+def test_the_jobs_of_a_study_are_told_to_show_tracebacks(monkeypatch, tmp_path, given):
+    monkeypatch.syspath_prepend(ROOT / "scripts")
+    jobs = importlib.import_module("proving.jobs")
+    script = tmp_path / "study.py"
+    script.write_text(
+        "import json, pathlib, sys\n"
+        "place = pathlib.Path(sys.argv[2]) / sys.argv[4]\n"
+        "place.mkdir()\n"
+        "(place / 'results.json').write_text(json.dumps(sys.argv[5:]))\n"
+    )
+    monkeypatch.setattr(sys, "argv", ["study.py", *given])
+    found = jobs.run_jobs(str(script), ["seed1"], tmp_path, ["--config", "a.py"], processes=1)
+    assert found == {"seed1": ["--config", "a.py", *given]}
