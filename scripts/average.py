@@ -41,12 +41,13 @@ def main() -> None:
 def run(workdirs: Sequence[str], json: pathlib.Path | None) -> None:
     """Reads the runs, prints their average and writes it."""
     from ccafl_jax.files import write_json
-    from ccafl_jax.methods.averages import average, average_table, read_finished
+    from ccafl_jax.report.averages import average, average_table
+    from ccafl_jax.report.runs import read_finished_run
 
     if json:
         check_writable(json, "--json")
     folders = [str(user_path(path)) if is_local(path) else path for path in workdirs]
-    found = average([read_finished(folder) for folder in folders])
+    found = average([read_finished_run(folder) for folder in folders])
     if not found["same_code"]:
         print("warning: the runs were not all trained by the same code")
     splits = ", ".join(map(str, found["splits"]))

@@ -108,7 +108,7 @@ def as_dict(
         "runs": [
             {
                 "run": run.path,
-                "method": run.summary.get("method", ""),
+                "method": run.method,
                 "dataset": run.summary["dataset"],
                 "seed": run.options.get(SEED),
                 "stages": stages_of(run),

@@ -11,6 +11,8 @@ from ccafl_jax.scoring import feature_set
 from ccafl_jax.training.checkpoints import Checkpoints
 from ccafl_jax.training.storage import open_path
 
+_SUMMARY = ("method", "dataset", "zero_shot", "stages", "final")  # that of every method has these
+
 
 @dataclasses.dataclass(frozen=True)
 class FinishedRun:
@@ -20,13 +22,28 @@ class FinishedRun:
       path: of the folder, as it was named.
       summary: see `summary.json`.
       epochs: a record for each epoch of each log, in their order; see `RunLog`.
-      options: by dotted name; empty where the folder holds no checkpoint.
+      description: of its newest checkpoint, see `describe_run`; empty where the folder holds none.
     """
 
     path: str
     summary: Mapping[str, Any]
     epochs: list[dict[str, Any]]
-    options: Mapping[str, Any]
+    description: Mapping[str, Any]
+
+    @property
+    def method(self) -> str:
+        """That it was trained by."""
+        return self.summary["method"]
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """What it was started with, by dotted name; empty where no checkpoint tells."""
+        return flatten(self.description.get("config", {}))
+
+    @property
+    def code(self) -> Mapping[str, str]:
+        """Hashes of the code that trained it, by file; empty where no checkpoint tells."""
+        return self.description.get("code", {})
 
     def curve(self, *names: str) -> tuple[list[int], list[float]]:
         """A figure of the image encoder's epochs.
@@ -50,7 +67,7 @@ def read_finished_run(path: str | os.PathLike) -> FinishedRun:
 
     Raises:
       FileNotFoundError: no such folder, or a run that is not finished.
-      ValueError: a damaged file.
+      ValueError: a damaged file, or the checkpoint of a model that was converted.
     """
     folder = open_path(path)
     if not folder.is_dir():
@@ -67,17 +84,19 @@ def read_finished_run(path: str | os.PathLike) -> FinishedRun:
     try:
         summary = json.loads((folder / "summary.json").read_text())
         epochs = [json.loads(line) for line in lines]
-    except json.JSONDecodeError as error:
+        if missing := [name for name in _SUMMARY if name not in summary]:
+            raise ValueError(f"the summary has no {missing[0]}")
+    except (ValueError, TypeError) as error:
         raise ValueError(
             f"{path}: summary.json or metrics.jsonl is damaged ({error}); run scripts/train.py "
             "--resume there, which writes them again"
         ) from None
-    options = stored_options(path) if (folder / "checkpoints").is_dir() else {}
-    return FinishedRun(os.fspath(path), summary, epochs, options)
+    description = stored_description(path) if (folder / "checkpoints").is_dir() else {}
+    return FinishedRun(os.fspath(path), summary, epochs, description)
 
 
-def stored_options(path: str | os.PathLike) -> dict[str, Any]:
-    """The options that a run was started with, by dotted name, from its newest checkpoint.
+def stored_description(path: str | os.PathLike) -> dict[str, Any]:
+    """What the newest checkpoint of a run says of it, finished or not.
 
     Raises:
       FileNotFoundError: the folder holds no checkpoint.
@@ -87,10 +106,19 @@ def stored_options(path: str | os.PathLike) -> dict[str, Any]:
     if not folder.is_dir():
         raise FileNotFoundError(f"{path}: no checkpoints, which hold the options of a run")
     with Checkpoints(folder) as checkpoints:
-        config = checkpoints.restore_meta()["config"]
-    if not config:
+        description = checkpoints.restore_meta()
+    if not description["config"]:
         raise ValueError(f"{path}: a model that was converted, not trained: it has no options")
-    return flatten(config)
+    return description
+
+
+def stored_options(path: str | os.PathLike) -> dict[str, Any]:
+    """The options that a run was started with, by dotted name, from its newest checkpoint.
+
+    Raises:
+      FileNotFoundError, ValueError: as `stored_description`.
+    """
+    return flatten(stored_description(path)["config"])
 
 
 def kept_features(run: FinishedRun) -> feature_set.FeatureSet:

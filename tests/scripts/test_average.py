@@ -5,6 +5,7 @@ import importlib.util
 import json
 import os
 import pathlib
+import shutil
 import statistics
 import subprocess
 import sys
@@ -12,7 +13,8 @@ import sys
 import numpy as np
 import pytest
 
-from ccafl_jax.methods.averages import average, average_table, read_finished
+from ccafl_jax.report.averages import average, average_table
+from ccafl_jax.report.runs import read_finished_run
 from ccafl_jax.training.checkpoints import Checkpoints
 from ccafl_jax.training.description import FORMAT
 
@@ -84,7 +86,7 @@ def test_means_and_deviations_of_every_figure(tmp_path):
         make_run(tmp_path / "a", 1, **changes),
         make_run(tmp_path / "b", 2),
     ]
-    found = average([read_finished(folder) for folder in folders])
+    found = average([read_finished_run(folder) for folder in folders])
     assert found["splits"] == [1, 2, 3] and found["same_code"]
     assert found["runs"] == [str(tmp_path / name) for name in "abc"]
     assert (found["method"], found["dataset"]) == ("cclnet", "regdb")
@@ -113,7 +115,7 @@ def test_the_command_prints_and_writes(command, tmp_path):
     assert "cclnet, 2 runs, of the splits 1, 2:" in out and "65.0 (21.2)" in out
     assert "warning" not in out
     written = json.loads((tmp_path / "mean.json").read_text())
-    assert written == average([read_finished(folder) for folder in folders])
+    assert written == average([read_finished_run(folder) for folder in folders])
     make_run(tmp_path / "3", 3, code="b")
     status, out, _ = command(*folders, tmp_path / "3")
     assert status == 0 and "warning: the runs were not all trained by the same code" in out
@@ -132,19 +134,24 @@ def unfinished(folder):
 
 
 def without_checkpoints(folder):
-    folder.mkdir()
-    (folder / "summary.json").write_text(
-        json.dumps(dict.fromkeys(("zero_shot", "stages", "final", "dataset")))
-    )
+    shutil.rmtree(make_run(folder, 2) / "checkpoints")
+
+
+def of_another_version(folder):
+    make_run(folder, 2)
+    with Checkpoints(folder / "checkpoints") as checkpoints:
+        meta = checkpoints.restore_meta() | {"format": 1}
+        checkpoints.save(2, {"x": np.zeros(1, np.float32)}, meta)
 
 
 @pytest.mark.parametrize(
     ("make", "message"),
     [
         (lambda folder: None, "other: no such folder"),
-        (unfinished, "other is not a finished run, it has no summary.json: train it to its end"),
-        (cut_short, "summary.json is not the summary of a run (JSONDecodeError"),
-        (without_checkpoints, "checkpoint"),
+        (unfinished, "other: the run is not finished; go on with it (--resume)"),
+        (cut_short, "other: summary.json or metrics.jsonl is damaged"),
+        (without_checkpoints, "other: no checkpoints, which hold the options of a run"),
+        (of_another_version, "other holds checkpoints of format 1, this version reads"),
         (lambda folder: make_run(folder, 1, seed=2), "are both of split 1; expected one run for"),
         (lambda folder: make_run(folder, 2, method="tfclip"), "a run of tfclip and"),
         (
@@ -177,9 +184,9 @@ def test_one_run_is_no_average(command, tmp_path):
 
 
 def test_runs_of_a_data_set_without_splits(tmp_path):
-    runs = [read_finished(make_run(tmp_path / name, 1)) for name in "ab"]
+    runs = [read_finished_run(make_run(tmp_path / name, 1)) for name in "ab"]
     for run in runs:
-        del run.config["data"]["split"]
+        del run.description["config"]["data"]["split"]
     with pytest.raises(ValueError, match="are both of a data set without splits; expected one run"):
         average(runs)
 

@@ -4,6 +4,7 @@ import dataclasses
 import importlib
 import json
 import pathlib
+import shutil
 import sys
 
 import numpy as np
@@ -30,6 +31,7 @@ def made_run(folder, *, seed=1, value=0.5, features=None, **changes):
     folder.mkdir(parents=True)
     stages = [{"name": "intra", **figures(value - 0.1)}, {"name": "inter", **figures(value)}]
     summary = {"method": "ccafl", "dataset": "market1501", "zero_shot": None, "stages": stages}
+    summary["final"] = figures(value)
     (folder / "summary.json").write_text(json.dumps(summary))
     epochs = [{"stage": "prompts", "epoch": 0, "loss": 9.0}]
     epochs += [{"stage": "encoder", "epoch": e, "total": 4.0 - e} for e in range(3)]
@@ -172,10 +174,31 @@ def test_wrong_use_takes_one_line(call, three, tmp_path):
         assert message in call(*words, fails=True)
 
 
-def test_a_damaged_log_takes_one_line(call, tmp_path):
+@pytest.mark.parametrize(
+    ("name", "text", "reason"),
+    [
+        ("metrics.jsonl", '{"stage": "enc', "Unterminated string"),
+        ("summary.json", '{"method": "ccafl"}', "the summary has no dataset"),
+        ("summary.json", "3", "not iterable"),
+    ],
+)
+def test_a_damaged_file_takes_one_line(call, tmp_path, name, text, reason):
     run = made_run(tmp_path / "w")
-    (run / "metrics.jsonl").write_text('{"stage": "enc')
-    assert "summary.json or metrics.jsonl is damaged" in call(run, fails=True)
+    (run / name).write_text(text)
+    said = call(run, fails=True)
+    assert "summary.json or metrics.jsonl is damaged" in said and reason in said
+
+
+def test_runs_without_checkpoints_are_compared_and_are_of_no_recipe(call, tmp_path):
+    runs = [made_run(tmp_path / name, seed=seed) for seed, name in enumerate("ab")]
+    for run in runs:
+        shutil.rmtree(run / "checkpoints")
+    call(*runs, "--json", tmp_path / "f.json")
+    found = json.loads((tmp_path / "f.json").read_text())
+    assert [run["seed"] for run in found["runs"]] == [None, None] and found["groups"] == []
+    assert [run["method"] for run in found["runs"]] == ["ccafl", "ccafl"]
+    read = read_finished_run(runs[0])
+    assert read.options == {} and read.code == {}
 
 
 @pytest.mark.ci

@@ -4,81 +4,20 @@ Each split has a model of its own. What a run measured is in its `summary.json`,
 followed in its checkpoints; both are compared before anything is averaged.
 """
 
-import dataclasses
 import itertools
-import json
-import os
 import statistics
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ccafl_jax.methods.metadata import FREE_OPTIONS, differences
-from ccafl_jax.training.checkpoints import Checkpoints
+from ccafl_jax.report.runs import FinishedRun, stored_description
 from ccafl_jax.training.description import check_format
-from ccafl_jax.training.storage import open_path
 from ccafl_jax.training.summary import COLUMNS, summary_rows
 
 OF_A_SPLIT = ("data.split", "seed", "text.labels")
 """Options that runs of one recipe may have for themselves, beside those that change no result."""
 _PARTS = ("zero_shot", "stages", "final")
 _NOT_FIGURES = ("checkpoint", "seconds")
-
-
-@dataclasses.dataclass(frozen=True)
-class FinishedRun:
-    """A run that has come to its end.
-
-    Attributes:
-      workdir: its folder, as named.
-      method: that it was trained by.
-      config: its options, nested.
-      code: hashes of the code by file.
-      summary: what `summary.json` holds.
-    """
-
-    workdir: str
-    method: str
-    config: dict[str, Any]
-    code: dict[str, str]
-    summary: dict[str, Any]
-
-    @property
-    def split(self) -> int:
-        """The split of the data set; 0 where it has none."""
-        return int(self.config["data"].get("split", 0))
-
-
-def read_finished(workdir: str | os.PathLike) -> FinishedRun:
-    """Reads a run folder.
-
-    Args:
-      workdir: on a disk or in an object store.
-
-    Raises:
-      FileNotFoundError: no such folder, no checkpoint in it, or the run is not finished.
-      ValueError: the summary or the checkpoint is damaged.
-    """
-    folder = open_path(workdir)
-    if not folder.is_dir():
-        raise FileNotFoundError(f"{workdir}: no such folder; name the run folders (--workdir)")
-    file = folder / "summary.json"
-    if not file.exists():
-        raise FileNotFoundError(
-            f"{workdir} is not a finished run, it has no summary.json: train it to its end "
-            "(--resume), or leave it out"
-        )
-    try:
-        summary = json.loads(file.read_text())
-        read = {part: summary[part] for part in (*_PARTS, "dataset")}
-    except (ValueError, KeyError, TypeError) as error:
-        raise ValueError(
-            f"{file} is not the summary of a run ({type(error).__name__}: {error}); train the run "
-            "again (--overwrite), or leave it out"
-        ) from None
-    with Checkpoints(folder / "checkpoints") as checkpoints:
-        meta = checkpoints.restore_meta()
-    check_format(meta, str(workdir))
-    return FinishedRun(os.fspath(workdir), meta["method"], meta["config"], meta["code"], read)
 
 
 def average(runs: Sequence[FinishedRun]) -> dict[str, Any]:
@@ -94,29 +33,34 @@ def average(runs: Sequence[FinishedRun]) -> dict[str, Any]:
       every run is a list where runs differ.
 
     Raises:
-      ValueError: a single run, two of the same split, or of different recipes or stages.
+      FileNotFoundError: a run has no checkpoint, which tells its recipe.
+      ValueError: a single run, two of the same split, or of different recipes or stages; a
+        checkpoint of another version.
     """
     if len(runs) < 2:
         raise ValueError(f"{len(runs)} run to average; name two or more")
-    runs = sorted(runs, key=lambda run: run.split)
+    for run in runs:
+        # Where it was read without checkpoints, the second look says that they are missing.
+        check_format(run.description or stored_description(run.path), run.path)
+    runs = sorted(runs, key=_split)
     for run in runs[1:]:
         _check_same_recipe(runs[0], run)
     for one, other in itertools.pairwise(runs):
-        if one.split == other.split:
-            shown = f"split {one.split}" if one.split else "a data set without splits"
+        if _split(one) == _split(other):
+            shown = f"split {_split(one)}" if _split(one) else "a data set without splits"
             raise ValueError(
-                f"{one.workdir} and {other.workdir} are both of {shown}; expected one run for "
+                f"{one.path} and {other.path} are both of {shown}; expected one run for "
                 "each split (data.split)"
             )
     parts = {
-        part: _average([run.summary[part] for run in runs], part, [run.workdir for run in runs])
+        part: _average([run.summary[part] for run in runs], part, [run.path for run in runs])
         for part in _PARTS
     }
     return {
         "method": runs[0].method,
         "dataset": runs[0].summary["dataset"],
-        "runs": [run.workdir for run in runs],
-        "splits": [run.split for run in runs],
+        "runs": [run.path for run in runs],
+        "splits": [_split(run) for run in runs],
         "same_code": all(run.code == runs[0].code for run in runs),
         **parts,
     }
@@ -148,14 +92,19 @@ def _cell(figure: Any) -> str:
     return f"{100 * figure['mean']:.1f} ({100 * figure['std']:.1f})"
 
 
+def _split(run: FinishedRun) -> int:
+    """The split of the data set; 0 where it has none."""
+    return int(run.options.get("data.split", 0))
+
+
 def _check_same_recipe(first: FinishedRun, run: FinishedRun) -> None:
     if run.method != first.method:
         raise ValueError(
-            f"{run.workdir} is a run of {run.method} and {first.workdir} one of {first.method}; "
+            f"{run.path} is a run of {run.method} and {first.path} one of {first.method}; "
             "average runs of one recipe"
         )
     free = tuple(f"{name}{end}" for name in (*FREE_OPTIONS, *OF_A_SPLIT) for end in (" ", "."))
-    found = [x for x in differences(first.config, run.config) if not x.startswith(free)]
+    found = [x for x in differences(first.options, run.options) if not x.startswith(free)]
     there, here = (
         ",".join(stage["name"] for stage in one.summary["stages"]) or "none" for one in (first, run)
     )
@@ -164,7 +113,7 @@ def _check_same_recipe(first: FinishedRun, run: FinishedRun) -> None:
     if found:
         more = f" and {len(found) - 1} more" if len(found) > 1 else ""
         raise ValueError(
-            f"{run.workdir} is of another recipe than {first.workdir}: {found[0]}{more}; "
+            f"{run.path} is of another recipe than {first.path}: {found[0]}{more}; "
             f"only {', '.join(OF_A_SPLIT)} may differ"
         )
 
