@@ -216,7 +216,14 @@ def test_trained_on_two_splits(tmp_path):
     for split in (1, 2):
         workdir = tmp_path / f"run_{split}"
         recipe = ["--config", "configs/cclnet_synthetic.py:regdb", *options]
-        typed("scripts/train.py", *recipe, f"--config.data.split={split}", "--workdir", workdir)
+        typed(
+            "scripts/train.py",
+            *recipe,
+            f"--config.data.split={split}",
+            "--workdir",
+            workdir,
+            "--no-report",
+        )
         data[split] = json.loads((workdir / "summary.json").read_text())["final"]
     printed = typed("scripts/average.py", *sorted(tmp_path.glob("run_*")), "--json", tmp_path / "m")
     found = json.loads((tmp_path / "m").read_text())

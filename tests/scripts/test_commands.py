@@ -91,10 +91,11 @@ def test_train_then_evaluate(tmp_path):
     assert result["mAP"] == pytest.approx(summary["final"]["mAP"], rel=1e-5)
     assert json.loads(finished.stdout.splitlines()[-1]) == result
     (kept,) = (workdir / "features").iterdir()
-    assert f"s, kept in {kept}" in finished.stdout
+    assert f"features: read from {kept}" in finished.stdout  # those that the report was made of
+    assert (workdir / "report.html").is_file()
     refused = run("scripts/train.py", *DEMO, "--workdir", workdir)
     assert "--resume, start anew with --overwrite" in one_line_error(refused)
-    again = run("scripts/train.py", *DEMO, "--workdir", workdir, "--resume")
+    again = run("scripts/train.py", *DEMO, "--workdir", workdir, "--resume", "--no-report")
     assert again.returncode == 0, again.stderr
     resumed = json.loads((workdir / "summary.json").read_text())
     assert resumed["final"] == summary["final"]
@@ -152,7 +153,7 @@ def test_training_from_a_folder_from_records_and_from_a_manifest_is_the_same(tmp
         data = [f"--config.data.name={name}", f"--config.data.root={tmp_path / root}"]
         data += [f"--config.data.source={source}", f"--config.data.cache={tmp_path / 'cache'}"]
         workdir = tmp_path / f"w_{root}"
-        finished = run("scripts/train.py", *DEMO, "--workdir", workdir, *data)
+        finished = run("scripts/train.py", *DEMO, "--workdir", workdir, "--no-report", *data)
         assert finished.returncode == 0, finished.stderr
         found[root] = json.loads((workdir / "summary.json").read_text())
         evaluated = run("scripts/evaluate.py", "--workdir", workdir)
