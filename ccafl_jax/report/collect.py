@@ -37,6 +37,7 @@ log = logging.getLogger("ccafl_jax")
 def collect_run(
     workdir: str | os.PathLike,
     *,
+    meta: Mapping[str, Any] | None = None,
     findings: Findings | None = None,
     rankings: bool = True,
     root: str = "",
@@ -47,6 +48,7 @@ def collect_run(
 
     Args:
       workdir: its folder, on a disk or in an object store.
+      meta: see `meta_of`, for whom has read it already.
       findings: of an evaluation that was made already, which becomes the last row of the summary;
         None ranks the test set that the run was trained for.
       rankings: rank it; False leaves out all that needs the model and the images.
@@ -58,7 +60,8 @@ def collect_run(
       FileNotFoundError: no finished run there.
     """
     folder = open_path(workdir)
-    summary, meta = _summary_of(folder), _meta_of(folder)
+    summary = _summary_of(folder)
+    meta = meta_of(folder) if meta is None else meta
     notes: list[str] = []
     if findings is None and rankings:
         findings = _attempt(notes, "rankings", lambda: _rank(folder, root, lists))
@@ -239,7 +242,7 @@ def stage_titles(workdir: str | os.PathLike, kept: Sequence[snapshots.Snapshot])
 
 def camera_labels(workdir: str | os.PathLike) -> dict[int, str]:
     """What the cameras of a run are called, by camid."""
-    return _camera_labels(_meta_of(open_path(workdir)))
+    return _camera_labels(meta_of(workdir))
 
 
 def _camera_labels(meta: Mapping[str, Any]) -> dict[int, str]:
@@ -256,8 +259,15 @@ def _summary_of(folder) -> dict:
     return json.loads(path.read_text())
 
 
-def _meta_of(folder) -> dict:
-    """The description of the last checkpoint; empty where checkpoints were removed."""
+def meta_of(workdir: str | os.PathLike) -> dict[str, Any]:
+    """The description of the last checkpoint of a run; empty where checkpoints were removed.
+
+    Where a run has several processes, all of them make this call.
+
+    Args:
+      workdir: of the run.
+    """
+    folder = open_path(workdir)
     if not (folder / "checkpoints").is_dir():
         return {}
     with Checkpoints(folder / "checkpoints") as checkpoints:

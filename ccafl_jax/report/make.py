@@ -12,11 +12,12 @@ import jax
 from ccafl_jax.data.records import Collection
 from ccafl_jax.deploy.bundle import ModelBundle
 from ccafl_jax.report import page
-from ccafl_jax.report.collect import collect_evaluation, collect_run
+from ccafl_jax.report.collect import collect_evaluation, collect_run, meta_of
 from ccafl_jax.report.data import Report
 from ccafl_jax.report.examine import examine, pairs_of_cameras
 from ccafl_jax.scoring.evaluate import Evaluation
 from ccafl_jax.scoring.feature_set import FeatureSet
+from ccafl_jax.training.agreement import from_first
 from ccafl_jax.training.storage import open_path
 
 NAME = "report.html"
@@ -27,22 +28,29 @@ log = logging.getLogger("ccafl_jax")
 def after_training(workdir: str | os.PathLike) -> None:
     """Writes the report of a run that has just ended; a failure is a warning of one line.
 
-    A process among several has not all devices to itself, so that what needs the model is left
-    out, and the page says how to add it.
+    All processes of a run make this call, and the first one writes. It has not all devices to
+    itself, so that what needs the model is left out, and the page says how to add it.
 
     Args:
       workdir: of the run.
     """
     again = f"python scripts/report.py --workdir {workdir}"
 
+    # Reading checkpoints is agreed on by all processes; what follows is the first one's alone.
+    try:
+        meta = meta_of(workdir)
+    except (ValueError, OSError):
+        meta = {}
+
     def collect() -> Report:
         alone = jax.process_count() == 1
-        report = collect_run(workdir, rankings=alone)
+        report = collect_run(workdir, meta=meta, rankings=alone)
         if not alone:
             report.notes.append(f"no rank lists, as several processes trained; {again} adds them")
         return report
 
-    _attempt(pathlib.PurePath(NAME), open_path(workdir) / NAME, collect, again)
+    path = open_path(workdir) / NAME
+    from_first(lambda: _attempt(path, collect, again))
 
 
 def after_evaluation(
@@ -76,16 +84,16 @@ def after_evaluation(
             return collect_run(workdir, findings=findings)
         return collect_evaluation(evaluation, findings, name=name, bundle=bundle)
 
-    _attempt(path, path, collect, "evaluate again, or with --no-report to do without")
+    _attempt(path, collect, "evaluate again, or with --no-report to do without")
 
 
-def _attempt(name: pathlib.PurePath, path, collect: Callable[[], Report], cure: str) -> None:
+def _attempt(path: pathlib.PurePath, collect: Callable[[], Report], cure: str) -> None:
     start = time.monotonic()
     try:
         size = page.write(path, collect())
     except Exception as error:  # whatever it is, what was computed before stays
         reason = (str(error).splitlines() or [""])[0] or type(error).__name__
-        log.warning("warning: no %s (%s); the figures are complete: %s", name.name, reason, cure)
+        log.warning("warning: no %s (%s); the figures are complete: %s", path.name, reason, cure)
         return
     seconds = time.monotonic() - start
     log.info("report: %s (%.1f MB, made in %.0f s)", path, size / 1e6, seconds)
