@@ -30,11 +30,11 @@ def get_config(variant: str = "") -> ConfigDict:
     config.model.weights = "tiny_clip"
     config.model.camera_embedding = False
     config.clips.frames = 4
-    config.schedule.epochs, config.schedule.iterations = 12, 60
+    config.schedule.epochs, config.schedule.iterations = 10, 60
     config.optimizer.base_lr = 1e-4
     config.optimizer.warmup_epochs = 2
-    config.optimizer.milestones = (9,)
-    config.evaluation.every = 4
+    config.optimizer.milestones = (8,)
+    config.evaluation.every = 5
     if variant:
         VARIANTS[variant](config)
     return config
