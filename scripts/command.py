@@ -47,8 +47,20 @@ def read_config(path: str, overrides: list[str]) -> ConfigDict:
     except (KeyError, AttributeError) as error:
         raise ValueError(_unknown_option(str(error), overrides)) from None
     except flags.Error as error:
-        raise ValueError(str(error).strip().splitlines()[-1]) from None
+        raise ValueError(_bad_value(str(error))) from None
     return holder.value
+
+
+def _bad_value(words: str) -> str:
+    """What absl says of a value or of a recipe, without its types and with what helps."""
+    last = words.strip().splitlines()[-1]
+    found = re.match(r"flag (--config\.\S+?)=(.*?): ", last)
+    if found is None:
+        return re.sub(r"^\w+Error: ", "", last)
+    return (
+        f"{found[1]}={found[2]} is of another kind than the value of the recipe "
+        f"({last[found.end() :]}); --print_config shows all values as they are written"
+    )
 
 
 def user_path(text: str) -> pathlib.Path:

@@ -31,6 +31,9 @@ examples:
     python scripts/train.py --config configs/ccafl_market1501_vitb16.py --config.data.root=DIR \\
         --config.model.weights=CLIP_DIR --config.model.patch_stride=12 \\
         --workdir runs/market1501_vitb16
+  options of the recipe, each as --config.GROUP.NAME=VALUE (--print_config lists them)
+    python scripts/train.py --config configs/ccafl_demo.py --config.schedule.epochs=12 \\
+        --config.seed=2 --workdir runs/short
   continue after an interruption, or run single stages
     python scripts/train.py --config ... --workdir runs/market1501 --resume
     python scripts/train.py --config ... --workdir runs/m --stages prompts
@@ -40,7 +43,7 @@ examples:
   what every phase needs in memory and work, without training
     python scripts/train.py --config ... --workdir runs/m --dry_run
   two processes on one machine; other machines and clusters: docs/pods.md
-    python scripts/train.py --config ... --workdir runs/m --coordinator localhost:1234 \
+    python scripts/train.py --config ... --workdir runs/m --coordinator localhost:1234 \\
         --processes 2 --process_id 0   # and the same with --process_id 1
 
 exit status: 0 done, or asked to stop (SIGTERM, Ctrl-C) and saved; 1 a fault of the program; 2 an
@@ -52,7 +55,12 @@ second signal, nothing saved
 def main() -> None:
     """Parses the arguments and runs."""
     parser = Parser(description=__doc__, epilog=EXAMPLES)
-    parser.add_argument("--config", required=True, help="recipe, a file under configs/")
+    parser.add_argument(
+        "--config",
+        required=True,
+        help="recipe, a file under configs/; those of synthetic people "
+        "have variants, such as configs/ccafl_demo.py:smoke for a few steps",
+    )
     parser.add_argument(
         "--workdir",
         type=folder_or_store,

@@ -210,7 +210,8 @@ def page(results: Results, *, limit: int, title: str = "Search") -> tuple[str, i
     inline = _Inline()
     count = min(len(results), limit)
     rows = [_row(results, query, inline) for query in range(count)]
-    notes = [f"{len(results)} queries in {len(results.index)} images"]
+    noun = "query" if len(results) == 1 else "queries"
+    notes = [f"{len(results)} {noun} in {len(results.index)} images"]
     notes.append(f"{results.index.metric}, {results.index.gallery.form}")
     if results.threshold is not None:
         notes.append(f"accepted from {results.threshold:.4f}; {results.none} queries find none")

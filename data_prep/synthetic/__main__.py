@@ -2,6 +2,7 @@
 
 import argparse
 import dataclasses
+import re
 from pathlib import Path
 
 from ccafl_jax.command_line import Parser, one_line_errors
@@ -16,6 +17,8 @@ _EXAMPLES = """examples:
   visible and infrared pictures:     python -m data_prep.synthetic --out DIR --layout sysumm01
   the options of a layout:           python -m data_prep.synthetic --layout regdb --help
 """
+_SETTING = re.compile(r"^ {6}(\w+): (.+(?:\n {8}.+)*)", re.MULTILINE)
+"""A setting in the docstring of its configuration."""
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -47,17 +50,35 @@ def _parser(layout: str) -> Parser:
         allow_abbrev=False,
     )
     parser.add_argument("--out", type=Path, required=True, help="folder to write")
-    parser.add_argument("--layout", choices=(MARKET, *LAYOUTS), default=MARKET, help=MARKET)
+    parser.add_argument(
+        "--layout",
+        choices=(MARKET, *LAYOUTS),
+        default=MARKET,
+        help=f"each has options of its own, see --layout NAME --help (default: {MARKET})",
+    )
     if layout == MARKET:
         parser.add_argument("--names", type=Path, help="draw the file names listed in this file")
         parser.add_argument(
             "--pid-offset", type=int, default=0, help="added to the identities of --names"
         )
     config = SyntheticConfig if layout == MARKET else LAYOUTS[layout].config
+    meanings = _meanings(config)
     for field in dataclasses.fields(config):
         flag = "--" + field.name.replace("_", "-")
-        parser.add_argument(flag, type=field.type, default=field.default, help=f"{field.default}")
+        said = meanings.get(field.name, "").rstrip(".")
+        parser.add_argument(
+            flag, type=field.type, default=field.default, help=f"{said} (default: {field.default})"
+        )
     return parser
+
+
+def _meanings(config: type) -> dict[str, str]:
+    """What the docstrings of a configuration and its bases say of each setting."""
+    found = {}
+    for base in reversed(config.__mro__):
+        for name, text in _SETTING.findall(base.__doc__ or ""):
+            found[name] = " ".join(text.split()).replace("%", "%%")
+    return found
 
 
 def _write_market(out: Path, options: dict) -> dict[str, int]:

@@ -148,6 +148,15 @@ def test_a_list_of_the_folders_names_gives_the_folders_bytes(folder, tmp_path, c
     assert "choose another" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("layout", ["market", "mars", "regdb"])
+def test_help_says_what_every_setting_means(layout, capsys):
+    with pytest.raises(SystemExit):
+        main(["--layout", layout, "--help"])
+    said = " ".join(capsys.readouterr().out.split())
+    assert "seed of people" in said and "height of the images in pixels (default: 128)" in said
+    assert not re.search(r"--[a-z-]+ [A-Z_]+ \(default", said)
+
+
 def test_msmt_lists_keep_their_paths_and_offsets_change_the_people(tmp_path):
     lines = ["0000/0000_045_12_0303morning_0006_2.jpg 0", "0001/0001_001_07_0303noon_0006_2.jpg 1"]
     synthetic.write_names(tmp_path / "train", lines, SMALL)

@@ -45,7 +45,7 @@ def one_line_error(finished):
     [
         (["--config.schedule.epoch=3"], "unknown option 'epoch': did you mean 'epochs'?"),
         (["--config.schedul.epochs=3"], "unknown option 'schedul': did you mean 'schedule'?"),
-        (["--config.schedule.epochs=x"], "invalid literal for int()"),
+        (["--config.schedule.epochs=x"], "--config.schedule.epochs=x is of another kind than"),
         (["--config.icdl.w=2.0"], "must lie between 0 and 1"),
         (["--epochs=3"], "unknown argument '--epochs=3'"),
         (["--stages", "prompt"], "must be one of prompts, intra, inter"),
@@ -56,6 +56,23 @@ def one_line_error(finished):
 def test_errors_take_one_line(tmp_path, arguments, message):
     finished = run("scripts/train.py", *DEMO, "--workdir", tmp_path / "w", *arguments)
     assert message in one_line_error(finished)
+
+
+@pytest.mark.parametrize(
+    ("variant", "overrides", "message"),
+    [
+        (
+            "",
+            ["--config.icdl.w=a"],
+            "^--config.icdl.w=a is of another kind .*; --print_config",
+        ),
+        ("", ["--config.text.intra=maybe"], "^--config.text.intra=maybe is of another kind"),
+        (":smok", [], "^configs/ccafl_demo.py:smok: choose smoke, bench"),
+    ],
+)
+def test_errors_of_a_recipe_name_no_type_of_python(variant, overrides, message):
+    with pytest.raises(ValueError, match=message):
+        command.read_config(str(ROOT / "configs/ccafl_demo.py") + variant, overrides)
 
 
 def test_a_device_without_memory_takes_one_line(capsys):

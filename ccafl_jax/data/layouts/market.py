@@ -34,6 +34,10 @@ _PUBLISHED = {
     "msmt17_v1": {"msmt17", "msmt17_v1"},
     "msmt17_v2": {"msmt17", "msmt17_v2"},
 }
+_OWN = "market_like"  # somebody's own folder, which may well be laid out otherwise
+_OTHER_NAMES = (
+    "; images named otherwise are listed in a manifest: data.name=manifest, docs/own_data.md"
+)
 _DISTRACTOR = 0
 _HAND_DRAWN, _QUERY_LISTS = "gt_bbox", "gt_query"
 _NAME = re.compile(r"(-1|[0-9]{1,9})_c([0-9]{1,9})(?![0-9])")
@@ -80,7 +84,8 @@ def read_market(
         list in gt_query.
     """
     folders = _PUBLISHED.get(name, {name})
-    base = find_root(root, tuple(FOLDERS.values()), folders=folders, tree=EXPECTED_TREE)
+    tree = EXPECTED_TREE + (_OTHER_NAMES if name == _OWN else "")
+    base = find_root(root, tuple(FOLDERS.values()), folders=folders, tree=tree)
     parts, report = {}, {}
     for part, folder in FOLDERS.items():
         parts[part], report[part] = scan_folder(base, folder, NAMES, keep_junk=part == "gallery")

@@ -183,6 +183,13 @@ def test_several_roots_are_listed(tmp_path):
         read_market(tmp_path)
 
 
+def test_an_own_folder_named_otherwise_is_pointed_to_the_manifest(tmp_path):
+    with pytest.raises(FileNotFoundError, match="listed in a manifest: data"):
+        read_market(tmp_path, name="market_like")
+    with pytest.raises(FileNotFoundError, match=r"451_03\.jpg$"):
+        read_market(tmp_path)
+
+
 def test_missing_folders_show_the_expected_tree(tmp_path):
     tree = r"ROOT/\{bounding_box_train,query,bounding_box_test\}/0002_c1s1_000451_03.jpg"
     with pytest.raises(FileNotFoundError, match=f"nowhere is not a folder; expected {tree}"):
