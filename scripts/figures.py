@@ -4,11 +4,18 @@ Every figure has a background of its own, so that it is readable on light and on
 the architecture is drawn from the imports of the package.
 """
 
-import argparse
 import ast
 import dataclasses
 import html
 import pathlib
+
+from ccafl_jax.command_line import Parser
+
+EXAMPLES = """\
+examples:
+  all figures, after the imports of the package or a drawing have changed
+    python scripts/figures.py
+"""
 
 ROOT = pathlib.Path(__file__).parents[1]
 FIGURES = ROOT / "docs" / "figures"
@@ -426,7 +433,7 @@ DRAWINGS = {
 
 def main() -> None:
     """Writes all figures."""
-    argparse.ArgumentParser(description=__doc__).parse_args()
+    Parser(description=__doc__, epilog=EXAMPLES).parse_args()
     FIGURES.mkdir(exist_ok=True)
     for name, draw in DRAWINGS.items():
         (FIGURES / f"{name}.svg").write_text(draw().svg())
