@@ -449,7 +449,7 @@ def test_errors_take_one_line(script, work, monkeypatch, capsys, words, message)
 
 def one_line(script, monkeypatch, capsys, message):
     monkeypatch.setattr(script, "start_logging", lambda: None)
-    monkeypatch.setattr("command.signal.signal", lambda *_: None)
+    monkeypatch.setattr("ccafl_jax.command_line.signal.signal", lambda *_: None)
     with pytest.raises(SystemExit) as ended:
         script.main()
     error = capsys.readouterr().err
