@@ -160,21 +160,28 @@ class FeatureScores:
         squared = self.query_squares[rows].reshape(-1, *[1] * (scores.ndim - 1)) - 2.0 * scores
         return from_squared(self.metric, squared).astype(scores.dtype)
 
-    def on_device(self) -> tuple[jax.Array, jax.Array]:
+    def on_device(self, rows: NamedSharding | None = None) -> tuple[jax.Array, jax.Array]:
         """The gallery as products take it, and its bias, padded to whole tiles.
 
         Padding repeats the first row.
+
+        Args:
+          rows: splits the gallery over devices, each of which gets whole tiles of its own; on the
+            default device when None.
         """
         columns = np.arange(self.shape[1]) if self.columns is None else np.asarray(self.columns)
-        padded = np.resize(columns, round_up(len(columns), _GALLERY_MULTIPLE))
+        parts = rows.num_devices if rows else 1
+        padded = np.resize(columns, round_up(len(columns), _GALLERY_MULTIPLE * parts))
         padded[len(columns) :] = columns[0]
-        gallery = jnp.asarray(self.gallery)
+        gallery = self.gallery
         if not np.array_equal(padded, np.arange(len(gallery))):
             gallery = gallery[padded]
         divisor, shift = self.device_terms("gallery")
         bias = self._bias(padded) if self._by_distance else np.zeros(len(padded))
-        gallery = jax.jit(prepared)(gallery, divisor[padded], shift)
-        return gallery, jnp.asarray(bias, self.dtype)
+        gallery, divisor, bias = jax.device_put(
+            (gallery, divisor[padded], bias.astype(self.dtype)), rows
+        )
+        return jax.jit(prepared)(gallery, divisor, shift), bias
 
     def device_terms(self, side: str) -> tuple[np.ndarray, np.ndarray]:
         """Divisors of the rows of a side (float[n]) and what is taken off then (float[D])."""

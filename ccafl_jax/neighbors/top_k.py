@@ -11,6 +11,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh, PartitionSpec
 
 from ccafl_jax import numerics
 from ccafl_jax.neighbors.similarity import (
@@ -99,8 +100,8 @@ def top_k(
       gallery: float[G, D].
       k: 1..G.
       metric: `cosine`, `dot`, or `euclidean`, whose scores are negative distances.
-      engine: `host` selects with NumPy, `device` on the accelerator, where the gallery has to fit;
-        `auto` is `device` unless JAX runs on CPUs.
+      engine: `host` selects with NumPy, `device` on the accelerators, each of which holds a part of
+        the gallery; `auto` is `device` unless JAX runs on CPUs.
       progress: shows a bar.
 
     Returns:
@@ -429,24 +430,26 @@ def _tile(left, right, left_bias, right_bias, worst: bool):
 
 
 def _device_top_k(provider: FeatureScores, k: int, progress: bool) -> tuple[Neighbors, np.ndarray]:
-    """As `top_k` on all local devices, and the lowest score of each query."""
+    """As `top_k` on all local devices, and the lowest score of each query.
+
+    Each device holds a part of the gallery and the queries of a block, and sends on its k best.
+    """
     queries, size = provider.shape
-    devices = local_mesh()
-    everywhere, split = layouts(devices)
-    gallery, bias = jax.device_put(provider.on_device(), everywhere)
-    query = jax.device_put(jnp.asarray(provider.query), everywhere)
+    mesh = local_mesh()
+    everywhere, split = layouts(mesh)
+    gallery, bias = provider.on_device(split)
+    query = jax.device_put(provider.query, everywhere)
     divisor, shift = provider.device_terms("query")
-    block = min(power_of_two(queries), power_of_two(_DEVICE_ELEMENTS // len(gallery) + 1) // 2)
-    block = max(block, 1) * devices.size
-    group = _group_size(len(gallery), k)
+    shard = len(gallery) // mesh.size
+    block = min(power_of_two(queries), max(power_of_two(_DEVICE_ELEMENTS // shard + 1) // 2, 1))
+    work = {"mesh": mesh, "k": k, "group": _group_size(shard, min(k, shard))}
     parts = []
     with progress_bar(queries, "neighbours", progress) as bar:
         for start in range(0, queries, block):
             # The last block repeats the last query: one shape, one compilation.
             rows = np.minimum(np.arange(start, start + block, dtype=np.int32), queries - 1)
-            sent = jax.device_put((rows, divisor[rows]), split)
-            found = _block_top_k(query, *sent, shift, gallery, bias, size, k=k, group=group)
-            parts.append(found)
+            sent = jax.device_put((rows, divisor[rows]), everywhere)
+            parts.append(_block_top_k(query, *sent, shift, gallery, bias, size, **work))
             if len(parts) > 1:  # one block is computed while the next is sent
                 jax.block_until_ready(parts[-2])
             bar.update(min(block, queries - start))
@@ -463,16 +466,34 @@ def _group_size(size: int, k: int) -> int:
     return best if 2 * k * best <= size else 1
 
 
-@functools.partial(jax.jit, static_argnames=("k", "group"))
-def _block_top_k(query, row, divisor, shift, gallery, bias, size, *, k: int, group: int):
+@functools.partial(jax.jit, static_argnames=("mesh", "k", "group"))
+def _block_top_k(
+    query, row, divisor, shift, gallery, bias, size, *, mesh: Mesh, k: int, group: int
+):
     """The k best of each row and the lowest score; columns from `size` on are padding."""
-    scores = device_scores(query[row], divisor, shift, gallery, bias)
-    real = jnp.arange(len(gallery)) < size
-    low = jnp.where(real, scores, jnp.inf).min(axis=1)
+    whole, split = PartitionSpec(), PartitionSpec("data")
+    indices, best, low = jax.shard_map(
+        functools.partial(_shard_top_k, k=min(k, len(gallery) // mesh.size), group=group),
+        mesh=mesh,
+        in_specs=(whole, whole, whole, split, split, whole),
+        out_specs=PartitionSpec(None, "data"),
+        check_vma=False,
+    )(query[row], divisor, shift, gallery, bias, size)
+    # Parts stand in the order of the gallery, so the first of equal scores is the first of it.
+    best, place = jax.lax.top_k(best, k)
+    return jnp.take_along_axis(indices, place, axis=1), best, low.min(axis=1)
+
+
+def _shard_top_k(query, divisor, shift, gallery, bias, size, *, k: int, group: int):
+    """The k best of each query in one device's part of the gallery: [b, k], [b, k], [b, 1]."""
+    scores = device_scores(query, divisor, shift, gallery, bias)
+    first = jax.lax.axis_index("data") * len(gallery)
+    real = first + jnp.arange(len(gallery)) < size
+    low = jnp.where(real, scores, jnp.inf).min(axis=1, keepdims=True)
     scores = jnp.where(real, scores, -jnp.inf)
     if group == 1:
         best, indices = jax.lax.top_k(scores, k)
-        return indices.astype(jnp.int32), best, low
+        return first + indices, best, low
     # The k best lie in the k groups of the largest maxima: each of those holds an item that is
     # better than all of another group, or equal to its best and earlier, as both stages break ties
     # by the lower index.
@@ -481,7 +502,7 @@ def _block_top_k(query, row, divisor, shift, gallery, bias, size, *, k: int, gro
     near = jnp.take_along_axis(groups, chosen[:, :, None], axis=1)
     best, place = jax.lax.top_k(near.reshape(len(scores), -1), k)
     indices = jnp.take_along_axis(chosen, place // group, axis=1) * group + place % group
-    return indices.astype(jnp.int32), best, low
+    return first + indices, best, low
 
 
 def _fits(f: np.ndarray) -> bool:

@@ -114,7 +114,9 @@ def test_top_k_of_a_gallery(metric, engine):
 
 @pytest.mark.parametrize("kind", ["grid", "coarse", "copies", "all equal", "later is better"])
 @pytest.mark.parametrize("k", [1, 7, 40])
-def test_groups_of_columns_on_devices(kind, k):
+@pytest.mark.parametrize("devices", [1, 8])
+def test_groups_of_columns_on_devices(monkeypatch, kind, k, devices):
+    use(monkeypatch, devices)
     rng = np.random.default_rng(2)
     gallery = np.round(8 * rng.standard_normal((3001, 4))) / 8  # whose products are exact
     if kind == "coarse":
@@ -126,7 +128,7 @@ def test_groups_of_columns_on_devices(kind, k):
     elif kind == "later is better":
         gallery = np.arange(3001)[:, None] / 8 * np.ones(4)
     query = np.concatenate([gallery[:9], gallery[17:18]])
-    assert module._group_size(3072, k) > 1
+    assert devices == 8 or module._group_size(3072, k) > 1
     found = top_k(query.astype("f"), gallery.astype("f"), k, metric="dot", engine="device")
     indices, best = oracle(query @ gallery.T, k)
     np.testing.assert_array_equal(found.indices, indices)
@@ -138,16 +140,42 @@ def test_groups_balance_both_stages():
     assert module._group_size(256, 30) == 1  # too few columns for groups
 
 
+def use(monkeypatch, devices):
+    """Lets JAX see the first devices alone."""
+    every = jax.local_devices()
+    assert len(every) == 8
+    monkeypatch.setattr(jax, "local_devices", lambda *args, **options: every[:devices])
+
+
 @pytest.mark.parametrize("devices", [1, 2, 8])
 def test_devices_change_nothing(monkeypatch, devices):
     f = np.random.default_rng(3).standard_normal((301, 12)).astype(np.float32)
     expected = top_k(f, f[:200], 5, engine="host")
-    every = jax.local_devices()
-    assert len(every) == 8
-    monkeypatch.setattr(jax, "local_devices", lambda *args, **options: every[:devices])
+    use(monkeypatch, devices)
     found = top_k(f, f[:200], 5, engine="device")
     np.testing.assert_array_equal(found.indices, expected.indices)
     np.testing.assert_allclose(found.scores, expected.scores, atol=1e-6)
+
+
+@pytest.mark.parametrize(("size", "k"), [(2048, 3), (2049, 700), (300, 300), (5, 5)])
+def test_devices_share_the_gallery(monkeypatch, size, k):
+    rng = np.random.default_rng(5)
+    gallery = rng.integers(-2, 3, (size, 8)).astype(np.float32)  # many equal scores
+    query, held = rng.integers(-2, 3, (6, 8)).astype(np.float32), []
+    whole = similarity.FeatureScores.on_device
+
+    def watched(self, rows):
+        held.append(whole(self, rows))
+        return held[-1]
+
+    monkeypatch.setattr(similarity.FeatureScores, "on_device", watched)
+    found = top_k(query, gallery, k, metric="dot", engine="device")
+    indices, best = oracle(query @ gallery.T, k)
+    np.testing.assert_array_equal(found.indices, indices)
+    np.testing.assert_array_equal(found.scores, best)
+    ((rows, bias),) = held
+    parts = [[part.data.shape[0] for part in side.addressable_shards] for side in (rows, bias)]
+    assert parts == [[256 * (2 if size == 2049 else 1)] * 8] * 2
 
 
 def test_lengths_of_features_on_an_accelerator(monkeypatch):
