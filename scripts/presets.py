@@ -30,8 +30,8 @@ CHANGES = {
     "idle parameters decay": ({"optimizer.idle": "decay"}, "intra"),
     "batch norm in groups of 16": ({"model.bn_group": 16}, "prompts"),
     "hardest image to centroids, stage 2": ({"icdl.centroid_update": "hard"}, "prompts"),
-    "mean image to centroids, stage 3": ({"inter.update": "mean"}, "intra"),
-    "every image to centroids, stage 3": ({"inter.update": "each"}, "intra"),
+    "mean image to centroids, stage 3": ({"inter.memory_update": "mean"}, "intra"),
+    "every image to centroids, stage 3": ({"inter.memory_update": "each"}, "intra"),
     "no triplets": ({"triplet.enabled": False}, "prompts"),
 }
 """Options by name of the run, and the node whose state it shares: none, prompts or stage 2."""

@@ -178,7 +178,7 @@ OPTIONS = {
     "refinement.pivot": ("last", labels),
     "refinement.probability": ("cosine", labels),
     "contrast.temperature": (0.1, batch),
-    "contrast.update": ("hard", batch),
+    "contrast.memory_update": ("hard", batch),
     "contrast.memory_momentum": (0.5, batch),
     "contrast.weights_from": (-1, labels),
     "alignment.epochs": (5, phase_names),
@@ -239,7 +239,7 @@ def test_unknown_values_are_refused():
         ("model.pooling", "max"),
         ("refinement.pivot", "first"),
         ("alignment.loss", "nll"),
-        ("contrast.update", "mean"),
+        ("contrast.memory_update", "mean"),
         ("keep_best", "val"),
         ("stages", ("global", "local")),
     ):

@@ -298,7 +298,7 @@ OPTIONS = {
     "icdl.centroid_update": ("hard", intra),
     "icdl.memory_momentum": (0.5, intra),
     "inter.temperature": (0.1, inter),
-    "inter.update": ("mean", inter),
+    "inter.memory_update": ("mean", inter),
     "inter.memory_momentum": (0.5, inter),
     "text.intra": (False, phase_names),
     "text.inter": (False, phase_names),

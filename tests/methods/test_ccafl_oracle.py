@@ -127,7 +127,7 @@ class Case:
             sampler=PEOPLE[self.people].sampler,
             schedule=dataclasses.replace(config.schedule, iterations=ITERATIONS, **changes),
             icdl=dataclasses.replace(config.icdl, centroid_update=self.updates[0]),
-            inter=dataclasses.replace(config.inter, update=self.updates[1]),
+            inter=dataclasses.replace(config.inter, memory_update=self.updates[1]),
             evaluation=EvaluationConfig(batch=64),
         )
 

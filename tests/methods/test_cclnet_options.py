@@ -217,7 +217,7 @@ OPTIONS = {
     "clustering.eps": (0.2, clusters),
     "clustering.min_samples": (9, clusters),
     "contrast.temperature": (0.1, batch),
-    "contrast.update": ("hard", batch),
+    "contrast.memory_update": ("hard", batch),
     "contrast.memory_momentum": (0.5, batch),
     "swap.start": (-1, phase_names),
     "swap.scale": (0.5, batch),
@@ -296,7 +296,7 @@ def test_unknown_values_are_refused():
     for path, value in (
         ("method", "calr"),
         ("model.tower", "swin"),
-        ("contrast.update", "mean"),
+        ("contrast.memory_update", "mean"),
         ("sampler.draws", "none"),
         ("swap.scale", 1.5),
         ("optimizer.idle", "drop"),

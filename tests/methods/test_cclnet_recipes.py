@@ -21,7 +21,7 @@ PUBLISHED = {
     "clustering.k2": 6,
     "contrast.temperature": 0.05,
     "contrast.memory_momentum": 0.1,
-    "contrast.update": "each",
+    "contrast.memory_update": "each",
     "swap.start": 60,
     "swap.scale": 0.1,
     "swap.min_similarity": 0.0,

@@ -8,7 +8,8 @@ import sys
 import pytest
 
 from ccafl_jax.methods.ccafl.config import CCAFLConfig
-from ccafl_jax.options import from_mapping
+from ccafl_jax.methods.registry import METHODS
+from ccafl_jax.options import flatten, from_mapping
 
 CONFIGS = pathlib.Path(__file__).parents[2] / "configs"
 
@@ -43,6 +44,19 @@ def test_rate_is_a_number_or_auto_on_the_command_line(name, monkeypatch):
     assert read("1.25").association.rate == 1.25
     with pytest.raises(ValueError, match=r"rate is 'often', must be a number above 0 .* or auto"):
         read("often")
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_every_option_can_be_typed(method, monkeypatch):
+    monkeypatch.syspath_prepend(CONFIGS.parent / "scripts")
+    command = importlib.import_module("command")
+    path = sorted(CONFIGS.glob(f"{method}_*.py"))[0]
+    options = flatten(module(path.stem).get_config().to_dict())
+    changed = {name: value for name, value in options.items() if value not in ("", None, ())}
+    typed = [f"--config.{name}={value}" for name, value in changed.items()]
+    monkeypatch.setattr(sys, "argv", ["train.py", "--config", str(path), *typed])
+    assert flatten(command.read_config(str(path), typed).to_dict()) == options
+    assert len(typed) > 60
 
 
 PUBLISHED = {

@@ -134,7 +134,7 @@ class ContrastConfig:
 
     Attributes:
       temperature: of the softmax.
-      update: of the memory: `each` row of the batch in its order (published), or the `hard`est of
+      memory_update: `each` row of the batch in its order (published), or the `hard`est of
         each cluster.
       memory_momentum: weight of the old value.
       weights_from: first epoch of stage 2 in which clusters are weighted by the entropy of their
@@ -142,12 +142,12 @@ class ContrastConfig:
     """
 
     temperature: float = 0.05
-    update: str = "each"
+    memory_update: str = "each"
     memory_momentum: float = 0.1
     weights_from: int = 5
 
     def __post_init__(self):
-        require_choice("update", self.update, ("each", "hard"))
+        require_choice("memory_update", self.memory_update, ("each", "hard"))
         require(self.weights_from >= -1, "weights_from must be -1 (never) or an epoch")
 
 

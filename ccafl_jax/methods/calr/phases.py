@@ -207,7 +207,7 @@ def _update_memory(config, memory, context, f, rows, finite):
     """The bank after the batch; as it was where its numbers are not finite."""
     labels, options = context.label[rows], config.contrast
     valid = jnp.broadcast_to(finite, labels.shape) & (labels >= 0)
-    update = UPDATES[options.update]
+    update = UPDATES[options.memory_update]
     return {"clusters": update(memory["clusters"], f, labels, valid, m=options.memory_momentum)}
 
 

@@ -245,14 +245,21 @@ class ICDLConfig:
 
 @dataclasses.dataclass(frozen=True)
 class InterConfig:
-    """Cluster contrast (specification 2.6)."""
+    """Cluster contrast (specification 2.6).
+
+    Attributes:
+      temperature: of the similarities.
+      memory_update: by the `hard`est row of each cluster (published), by the `mean` of its rows, or
+        by `each` row of the batch in its order.
+      memory_momentum: weight of the old value.
+    """
 
     temperature: float = 0.05
-    update: str = "hard"
+    memory_update: str = "hard"
     memory_momentum: float = 0.1
 
     def __post_init__(self):
-        require_choice("update", self.update, ("hard", "mean", "each"))
+        require_choice("memory_update", self.memory_update, ("hard", "mean", "each"))
 
 
 @dataclasses.dataclass(frozen=True)

@@ -377,7 +377,9 @@ def _update_memory(phase, config, memory, context, f, labels, finite):
             "centroids": update(memory["centroids"], f, labels, valid, m=momentum),
             "instances": update_instances(memory["instances"], f, labels, valid),
         }
-    update = {"hard": update_hard, "mean": update_mean, "each": update_each}[config.inter.update]
+    update = {"hard": update_hard, "mean": update_mean, "each": update_each}[
+        config.inter.memory_update
+    ]
     clusters = context.cluster_of[labels]
     momentum = config.inter.memory_momentum
     banks = {

@@ -102,17 +102,17 @@ class ContrastConfig:
 
     Attributes:
       temperature: of the softmax.
-      update: of the memory: `each` row of the batch in its order (published), or the `hard`est of
+      memory_update: `each` row of the batch in its order (published), or the `hard`est of
         each cluster.
       memory_momentum: weight of the old value.
     """
 
     temperature: float = 0.05
-    update: str = "each"
+    memory_update: str = "each"
     memory_momentum: float = 0.1
 
     def __post_init__(self):
-        require_choice("update", self.update, ("each", "hard"))
+        require_choice("memory_update", self.memory_update, ("each", "hard"))
 
 
 @dataclasses.dataclass(frozen=True)

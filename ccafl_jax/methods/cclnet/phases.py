@@ -287,7 +287,7 @@ def update_memory(
     finite: jax.Array | bool = True,
 ) -> FlatDict:
     """The memories after a batch; as they were where its numbers are not finite."""
-    update, momentum = UPDATES[config.contrast.update], config.contrast.memory_momentum
+    update, momentum = UPDATES[config.contrast.memory_update], config.contrast.memory_momentum
     return {
         name: update(
             memory[name],
