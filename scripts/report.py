@@ -1,5 +1,7 @@
 """Makes the report of a finished run again: one HTML file that needs no network."""
 
+import functools
+
 from command import Parser, check_writable, one_line_errors, start_logging, user_path
 
 EXAMPLES = """\
@@ -42,18 +44,18 @@ def make(arguments) -> None:
     """Collects and writes."""
     from ccafl_jax.options import require
     from ccafl_jax.report import page
-    from ccafl_jax.report.collect import collect_run
+    from ccafl_jax.report.collect import collect_run, rank_test_set
 
     require(arguments.lists >= 1, f"--lists is {arguments.lists}; choose 1 or more")
     require(arguments.perplexity > 0, f"--perplexity is {arguments.perplexity}; choose above 0")
-    out = arguments.out or arguments.workdir / "report.html"
+    workdir = arguments.workdir
+    out = arguments.out or workdir / "report.html"
     check_writable(out, "--out")
+    ranked = functools.partial(rank_test_set, workdir, root=arguments.root, lists=arguments.lists)
     report = collect_run(
-        arguments.workdir,
-        rankings=not arguments.no_rankings,
-        root=arguments.root,
+        workdir,
+        ranked=None if arguments.no_rankings else ranked,
         perplexity=arguments.perplexity,
-        lists=arguments.lists,
     )
     size = page.write(out, report)
     for note in report.notes:

@@ -178,7 +178,7 @@ def run(arguments: argparse.Namespace, overrides: list[str]) -> None:
                 print(f"stopped: {stopped}; continue with: {again}")
                 return
             if not arguments.no_report:
-                after_training(arguments.workdir)
+                after_training(arguments.workdir, tested=training.tested)
     if processes.is_first():
         print(f"summary: {arguments.workdir / 'summary.json'}")
 

@@ -12,7 +12,7 @@ import pathlib
 import sys
 import time
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -36,6 +36,10 @@ from ccafl_jax.scoring.feature_set import (
     parts_to_embed,
     save,
 )
+from ccafl_jax.training.storage import is_local, open_path
+
+if TYPE_CHECKING:
+    from etils import epath
 
 FRAMES = 8
 """Of a tracklet, unless told otherwise."""
@@ -57,6 +61,7 @@ def extract(
     batch: int = 128,
     compute_dtype: str = "float32",
     cache: str | os.PathLike | None = None,
+    at_hand: np.ndarray | None = None,
     **selection: Any,
 ) -> FeatureSet:
     """Features of the test images or tracklets of a data set.
@@ -78,6 +83,8 @@ def extract(
       batch: images a call of the encoder.
       compute_dtype: dtype inside the encoder, "float32" or "bfloat16".
       cache: folder in which features are kept; None for no file.
+      at_hand: float[n, dim], features that the model made already of the images or tracklets, part
+        by part, with these options; they are kept in place of an extraction.
       **selection: `split` of iLIDS-VID and RegDB, `orientation` of iLIDS-VID.
 
     Returns:
@@ -135,9 +142,12 @@ def extract(
         if kept is not None:
             _logger.info("features: read from %s", path)
             return dataclasses.replace(kept, meta={**kept.meta, **meta})
-    _logger.info("features: extracting %d images of %s", len(records), collection.name)
+    if at_hand is None:
+        _logger.info("features: extracting %d images of %s", len(records), collection.name)
     start = time.monotonic()
-    if video:
+    if at_hand is not None:
+        values = _unit(np.asarray(at_hand, np.float32))
+    elif video:
         options = {"batch": batch, "compute_dtype": compute_dtype}
         values = embed_clips(bundle, records, chosen, cameras, **options)
     else:
@@ -156,8 +166,14 @@ def extract(
     )
     seconds = time.monotonic() - start
     where = ", kept nowhere" if path is None else _keep(path, features)
-    _logger.info("features: extracted %d images in %.1f s%s", len(records), seconds, where)
+    if at_hand is None:
+        _logger.info("features: extracted %d images in %.1f s%s", len(records), seconds, where)
     return features
+
+
+def features_folder(workdir: str | os.PathLike) -> "epath.Path | None":
+    """Where a run keeps features (the `cache` of `extract`); None for one in an object store."""
+    return open_path(workdir) / "features" if is_local(workdir) else None
 
 
 def trained_on(bundle: ModelBundle) -> str:
@@ -320,9 +336,12 @@ def _embed_tracklets(
             offsets = ends[first:stop] - counts[first:stop] - start
             found.append(np.add.reduceat(values, offsets, axis=0))
             bar.update(len(rows))
-    sums = np.concatenate(found)
-    # A sum that vanishes stays zero, which the check of the features reports.
-    return sums / np.maximum(np.linalg.norm(sums, axis=1, keepdims=True), 1e-12)
+    return _unit(np.concatenate(found))
+
+
+def _unit(values: np.ndarray) -> np.ndarray:
+    """Rows at unit length; one of zeros stays so, which the check of the features reports."""
+    return values / np.maximum(np.linalg.norm(values, axis=1, keepdims=True), 1e-12)
 
 
 def _key(

@@ -80,6 +80,7 @@ class EncoderRun(abc.ABC):
       traces: names of the steps that were traced.
       loop: how steps are watched, stopped and profiled.
       seen: of the last evaluation, what a snapshot is made of.
+      tested: its features, float32[queries + gallery, dim]; None before there was one.
     """
 
     def __init__(
@@ -118,6 +119,7 @@ class EncoderRun(abc.ABC):
         self.traces: list[str] = []
         self.loop = Loop()
         self.seen: snapshots.Sample | None = None
+        self.tested: np.ndarray | None = None
 
     # What a method gives.
 
@@ -307,7 +309,8 @@ class EncoderRun(abc.ABC):
         return result
 
     def _see(self, features: jax.Array, pid: np.ndarray, camid: np.ndarray) -> None:
-        """Keeps of the test features at hand what a snapshot of the stage would need."""
+        """Keeps the test features for a report, and of them what a snapshot would need."""
+        self.tested = np.asarray(features)
         self.seen = snapshots.sample(features, pid, camid, self.dataset.query.pid)
 
     def _score(self, features: jax.Array) -> dict:

@@ -5,21 +5,23 @@ import json
 import logging
 import os
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
+
+import numpy as np
 
 from ccafl_jax.deploy.bundle import ModelBundle
 from ccafl_jax.deploy.evaluate import open_test_set, score
-from ccafl_jax.deploy.features import as_trained, extract
+from ccafl_jax.deploy.features import as_trained, extract, features_folder
 from ccafl_jax.deploy.run_folder import read_run
 from ccafl_jax.methods.registry import METHODS, method_of
 from ccafl_jax.report import embedding
 from ccafl_jax.report.data import FIGURES, Curves, Findings, Option, Probe, Report, Stage
 from ccafl_jax.report.examine import LENGTH, LISTS, examine, pairs_of_cameras
+from ccafl_jax.report.runs import meta_of, read_summary
 from ccafl_jax.scoring.evaluate import Evaluation
 from ccafl_jax.training import snapshots
-from ccafl_jax.training.checkpoints import Checkpoints
-from ccafl_jax.training.storage import is_local, open_path
+from ccafl_jax.training.storage import open_path
 from ccafl_jax.training.summary import summary_rows
 
 TITLES = {
@@ -39,35 +41,29 @@ def collect_run(
     *,
     meta: Mapping[str, Any] | None = None,
     findings: Findings | None = None,
-    rankings: bool = True,
-    root: str = "",
+    ranked: Callable[[], Findings] | None = None,
     perplexity: float = embedding.PERPLEXITY,
-    lists: int = LISTS,
 ) -> Report:
     """The report of a finished run.
 
     Args:
       workdir: its folder, on a disk or in an object store.
-      meta: see `meta_of`, for whom has read it already.
-      findings: of an evaluation that was made already, which becomes the last row of the summary;
-        None ranks the test set that the run was trained for.
-      rankings: rank it; False leaves out all that needs the model and the images.
-      root: folder of the data set, where it has moved.
+      meta: see `runs.meta_of`, for whom has read it already.
+      findings: of an evaluation that was made already, which becomes the last row of the summary.
+      ranked: makes what the test set of the run shows, see `rank_test_set`; a failing one is a
+        note. None leaves out all that needs the model and the images.
       perplexity: of the t-SNE.
-      lists: queries of each kind in the rank lists.
 
     Raises:
       FileNotFoundError: no finished run there.
     """
     folder = open_path(workdir)
-    summary = _summary_of(folder)
-    meta = meta_of(folder) if meta is None else meta
+    summary = read_summary(workdir)
+    meta = meta_of(workdir) if meta is None else meta
     notes: list[str] = []
-    if findings is None and rankings:
-        findings = _attempt(notes, "rankings", lambda: _rank(folder, root, lists))
-        rows = _rows(summary)
-    else:
-        rows = [*_rows(summary), *([] if findings is None else [evaluation_row(findings)])]
+    rows = [*_rows(summary), *([] if findings is None else [evaluation_row(findings)])]
+    if ranked is not None:
+        findings = _attempt(notes, "rankings", ranked)
     kept = _attempt(notes, "snapshots", lambda: snapshots.load(folder, stages_of(folder))) or []
     if not kept:
         notes.append("no snapshots of stages: the run is older than these, or no camera is known")
@@ -91,6 +87,46 @@ def collect_run(
         options=options_of(meta),
         facts=facts_of(meta, summary),
         notes=notes,
+    )
+
+
+def rank_test_set(
+    workdir: str | os.PathLike,
+    *,
+    bundle: ModelBundle | None = None,
+    root: str = "",
+    lists: int = LISTS,
+    tested: np.ndarray | None = None,
+) -> Findings:
+    """What the test set of a run shows.
+
+    Args:
+      workdir: its folder, where features are found and kept.
+      bundle: its model, for whom has read it already.
+      root: folder of the data set, where it has moved.
+      lists: queries of each kind in the rank lists.
+      tested: features that the run made of the test set, see `extract`.
+
+    Raises:
+      FileNotFoundError, ValueError: no model, or the data set is not there or does not fit it.
+    """
+    bundle = read_run(workdir) if bundle is None else bundle
+    collection = open_test_set(bundle, root=root)
+    features = extract(
+        bundle,
+        collection,
+        compute_dtype=as_trained(bundle, "model", "compute_dtype") or "float32",
+        cache=features_folder(workdir),
+        at_hand=tested,
+    )
+    kept = features.meta.get("no_match")
+    options = {"top": LENGTH} | ({"no_match": kept} if kept else {})
+    return examine(
+        score(features, **options),
+        pairs=pairs_of_cameras(features, options),
+        bundle=bundle,
+        collection=collection,
+        lists=lists,
     )
 
 
@@ -230,13 +266,13 @@ def as_config(meta: Mapping[str, Any], name: str) -> str:
 
 def stages_of(workdir: str | os.PathLike) -> list[str]:
     """Names of the snapshots that a finished run may have, in the order of its stages."""
-    summary = _summary_of(open_path(workdir))
+    summary = read_summary(workdir)
     return [snapshots.ZERO_SHOT, *(stage["name"] for stage in summary["stages"])]
 
 
 def stage_titles(workdir: str | os.PathLike, kept: Sequence[snapshots.Snapshot]) -> dict[str, str]:
     """What the stages of snapshots are called, by name."""
-    summary = _summary_of(open_path(workdir))
+    summary = read_summary(workdir)
     return {found.stage: _stage_title(found.stage, summary) for found in kept}
 
 
@@ -247,31 +283,6 @@ def camera_labels(workdir: str | os.PathLike) -> dict[int, str]:
 
 def _camera_labels(meta: Mapping[str, Any]) -> dict[int, str]:
     return {camid: f"c{code}" for camid, code in enumerate(meta.get("camera_codes", ()))}
-
-
-def _summary_of(folder) -> dict:
-    path = folder / "summary.json"
-    if not path.exists():
-        raise FileNotFoundError(
-            f"{path} does not exist: a report is made of a finished run; finish it with "
-            "scripts/train.py --resume, or check --workdir"
-        )
-    return json.loads(path.read_text())
-
-
-def meta_of(workdir: str | os.PathLike) -> dict[str, Any]:
-    """The description of the last checkpoint of a run; empty where checkpoints were removed.
-
-    Where a run has several processes, all of them make this call.
-
-    Args:
-      workdir: of the run.
-    """
-    folder = open_path(workdir)
-    if not (folder / "checkpoints").is_dir():
-        return {}
-    with Checkpoints(folder / "checkpoints") as checkpoints:
-        return {} if checkpoints.latest() is None else checkpoints.restore_meta()
 
 
 def _rows(summary: Mapping[str, Any]) -> list[Stage]:
@@ -290,27 +301,6 @@ def _stage_title(stage: str, summary: Mapping[str, Any]) -> str:
     if stage == snapshots.ZERO_SHOT:
         return "as loaded" if summary.get("init_from") else "before training (zero-shot)"
     return f"after stage {stage}"
-
-
-def _rank(folder, root: str, lists: int) -> Findings:
-    """Ranks the test set of a run by its last checkpoint."""
-    bundle = read_run(folder)
-    collection = open_test_set(bundle, root=root)
-    features = extract(
-        bundle,
-        collection,
-        compute_dtype=as_trained(bundle, "model", "compute_dtype") or "float32",
-        cache=folder / "features" if is_local(folder) else None,
-    )
-    kept = features.meta.get("no_match")
-    options = {"top": LENGTH} | ({"no_match": kept} if kept else {})
-    return examine(
-        score(features, **options),
-        pairs=pairs_of_cameras(features, options),
-        bundle=bundle,
-        collection=collection,
-        lists=lists,
-    )
 
 
 def _attempt(notes: list[str], what: str, make):

@@ -1,5 +1,7 @@
 """Reports at the end of a command, which a failing one must never lose."""
 
+import contextlib
+import functools
 import logging
 import os
 import pathlib
@@ -8,13 +10,16 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
+import numpy as np
 
 from ccafl_jax.data.records import Collection
 from ccafl_jax.deploy.bundle import ModelBundle
+from ccafl_jax.deploy.run_folder import read_run
 from ccafl_jax.report import page
-from ccafl_jax.report.collect import collect_evaluation, collect_run, meta_of
+from ccafl_jax.report.collect import collect_evaluation, collect_run, rank_test_set
 from ccafl_jax.report.data import Report
 from ccafl_jax.report.examine import examine, pairs_of_cameras
+from ccafl_jax.report.runs import meta_of
 from ccafl_jax.scoring.evaluate import Evaluation
 from ccafl_jax.scoring.feature_set import FeatureSet
 from ccafl_jax.training.agreement import from_first
@@ -25,28 +30,30 @@ NAME = "report.html"
 log = logging.getLogger("ccafl_jax")
 
 
-def after_training(workdir: str | os.PathLike) -> None:
+def after_training(workdir: str | os.PathLike, *, tested: np.ndarray | None = None) -> None:
     """Writes the report of a run that has just ended; a failure is a warning of one line.
 
-    All processes of a run make this call, and the first one writes. It has not all devices to
-    itself, so that what needs the model is left out, and the page says how to add it.
+    All processes of a run make this call, and the first one writes. Several processes have no
+    device to themselves, so that rankings need features that were extracted before.
 
     Args:
       workdir: of the run.
+      tested: features of the test set that its last evaluation made, see `extract`; None for none.
     """
     again = f"python scripts/report.py --workdir {workdir}"
 
     # Reading checkpoints is agreed on by all processes; what follows is the first one's alone.
-    try:
-        meta = meta_of(workdir)
-    except (ValueError, OSError):
-        meta = {}
+    bundle, meta = None, {}
+    with contextlib.suppress(ValueError, OSError):
+        meta, bundle = meta_of(workdir), read_run(workdir)
 
     def collect() -> Report:
-        alone = jax.process_count() == 1
-        report = collect_run(workdir, meta=meta, rankings=alone)
-        if not alone:
-            report.notes.append(f"no rank lists, as several processes trained; {again} adds them")
+        ranked = None
+        if bundle is not None and (tested is not None or jax.process_count() == 1):
+            ranked = functools.partial(rank_test_set, workdir, bundle=bundle, tested=tested)
+        report = collect_run(workdir, meta=meta, ranked=ranked)
+        if ranked is None:
+            report.notes.append(f"no rank lists, as no features were at hand; {again} adds them")
         return report
 
     path = open_path(workdir) / NAME

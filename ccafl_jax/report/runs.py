@@ -1,9 +1,10 @@
 """What finished runs left in their folders: figures, the log of their epochs, their options."""
 
+import contextlib
 import dataclasses
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from ccafl_jax.options import flatten
@@ -69,6 +70,21 @@ def read_finished_run(path: str | os.PathLike) -> FinishedRun:
       FileNotFoundError: no such folder, or a run that is not finished.
       ValueError: a damaged file, or the checkpoint of a model that was converted.
     """
+    summary = read_summary(path)
+    log = open_path(path) / "metrics.jsonl"
+    with _mended_by_resuming(path):
+        lines = log.read_text().splitlines() if log.exists() else []
+        epochs = [json.loads(line) for line in lines]
+    return FinishedRun(os.fspath(path), summary, epochs, meta_of(path))
+
+
+def read_summary(path: str | os.PathLike) -> dict[str, Any]:
+    """The figures that a run writes when it is over.
+
+    Raises:
+      FileNotFoundError: no such folder, or a run that is not finished.
+      ValueError: it is damaged.
+    """
     folder = open_path(path)
     if not folder.is_dir():
         raise FileNotFoundError(f"{path}: no such folder; name the folder of a run (--workdir)")
@@ -79,20 +95,22 @@ def read_finished_run(path: str | os.PathLike) -> FinishedRun:
             if there
             else f"{path}: no run (no summary.json); name the folder of a run (--workdir)"
         )
-    log = folder / "metrics.jsonl"
-    lines = log.read_text().splitlines() if log.exists() else []
-    try:
+    with _mended_by_resuming(path):
         summary = json.loads((folder / "summary.json").read_text())
-        epochs = [json.loads(line) for line in lines]
         if missing := [name for name in _SUMMARY if name not in summary]:
             raise ValueError(f"the summary has no {missing[0]}")
-    except (ValueError, TypeError) as error:
-        raise ValueError(
-            f"{path}: summary.json or metrics.jsonl is damaged ({error}); run scripts/train.py "
-            "--resume there, which writes them again"
-        ) from None
-    description = stored_description(path) if (folder / "checkpoints").is_dir() else {}
-    return FinishedRun(os.fspath(path), summary, epochs, description)
+    return summary
+
+
+def meta_of(path: str | os.PathLike) -> dict[str, Any]:
+    """As `stored_description`; empty where checkpoints were removed.
+
+    Where a run has several processes, all of them make this call.
+    """
+    try:
+        return stored_description(path)
+    except FileNotFoundError:
+        return {}
 
 
 def stored_description(path: str | os.PathLike) -> dict[str, Any]:
@@ -136,3 +154,15 @@ def kept_features(run: FinishedRun) -> feature_set.FeatureSet:
             f"python scripts/evaluate.py --workdir {run.path} first"
         )
     return feature_set.load(files[-1])
+
+
+@contextlib.contextmanager
+def _mended_by_resuming(path: str | os.PathLike) -> Iterator[None]:
+    """Says of files that cannot be read how they are written again."""
+    try:
+        yield
+    except (ValueError, TypeError) as error:
+        raise ValueError(
+            f"{path}: summary.json or metrics.jsonl is damaged ({error}); run scripts/train.py "
+            "--resume there, which writes them again"
+        ) from None

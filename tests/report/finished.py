@@ -8,6 +8,7 @@ import numpy as np
 
 from ccafl_jax.deploy.run_folder import write_run
 from ccafl_jax.methods.ccafl.config import CCAFLConfig
+from ccafl_jax.report.collect import collect_run, rank_test_set
 from ccafl_jax.training import snapshots
 from data_prep import synthetic
 from tests.deploy import tiny
@@ -37,6 +38,11 @@ def finished_run(root):
     return run
 
 
+def collected(run, **options):
+    """The report of a run, its test set ranked with options."""
+    return collect_run(run, ranked=functools.partial(rank_test_set, run, **options))
+
+
 def summary():
     stages = [
         {"name": "prompts", "loss": 1.0, "seconds": 2.0},
@@ -47,6 +53,7 @@ def summary():
         "method": "ccafl",
         "zero_shot": FIGURES | {"mAP": 0.2, "rank1": 0.3},
         "stages": stages,
+        "final": FIGURES | {"mAP": 0.6, "rank1": 0.7},
         "seconds": 4000.0,
         "published": "",
         "dataset": "market_like",

@@ -6,8 +6,7 @@ import tempfile
 import pytest
 
 from ccafl_jax.report import page
-from ccafl_jax.report.collect import collect_run
-from tests.report.finished import finished_run
+from tests.report.finished import collected, finished_run
 
 pytestmark = pytest.mark.ci
 
@@ -20,7 +19,7 @@ SIZES = {"desk": (1280, 900), "phone": (390, 844)}
 def address(tmp_path_factory):
     root = tmp_path_factory.mktemp("browser")
     path = root / "report.html"
-    page.write(path, collect_run(finished_run(root)))
+    page.write(path, collected(finished_run(root)))
     return path.as_uri()
 
 

@@ -19,7 +19,7 @@ from ccafl_jax.report import examine, pictures
 from ccafl_jax.scoring.feature_set import feature_set, parts_to_embed
 from tests.data.images import encoded
 from tests.deploy import tiny
-from tests.report.finished import finished_run
+from tests.report.finished import collected, finished_run
 
 
 @pytest.fixture(scope="module")
@@ -29,7 +29,7 @@ def run(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def report(run):
-    return collecting.collect_run(run)
+    return collected(run)
 
 
 def test_the_summary_holds_every_stage_beside_the_published_figures(report):
@@ -158,12 +158,12 @@ def test_what_is_missing_is_said_and_the_rest_is_there(run, tmp_path):
     shutil.copytree(run, other)
     (other / "snapshots" / "intra.npz").write_bytes(b"PK")
     (other / "metrics.jsonl").unlink()
-    report = collecting.collect_run(other, root=str(tmp_path / "gone"))
+    report = collected(other, root=str(tmp_path / "gone"))
     text = "\n".join(report.notes)
     assert "no rankings: no folder" in text and "intra.npz is damaged" in text
     assert "no curves: " in text and report.findings is None and report.embeddings == []
     assert len(report.summary) == 4
-    with pytest.raises(FileNotFoundError, match="a report is made of a finished run"):
+    with pytest.raises(FileNotFoundError, match=r"no run \(no summary.json\)"):
         collecting.collect_run(tmp_path)
 
 

@@ -8,9 +8,8 @@ import numpy as np
 import pytest
 
 from ccafl_jax.report import drawings, embedding, make, page
-from ccafl_jax.report.collect import collect_run
 from ccafl_jax.report.data import Embedding, Findings, Picture, Probe, RankList, Report, Stage
-from tests.report.finished import finished_run
+from tests.report.finished import collected, finished_run
 
 
 @pytest.fixture(scope="module")
@@ -20,7 +19,7 @@ def run(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def report(run):
-    return collect_run(run)
+    return collected(run)
 
 
 @pytest.fixture(scope="module")

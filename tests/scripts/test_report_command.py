@@ -50,7 +50,7 @@ def test_a_report_is_made_again(call, run, tmp_path):
 
 def test_errors_of_reports_take_one_line(call, run, tmp_path):
     found = call("report", "--workdir", tmp_path)
-    assert found.startswith("error: ") and "a report is made of a finished run" in found
+    assert found.startswith("error: ") and "no run (no summary.json)" in found
     assert "--lists is 0" in call("report", "--workdir", run, "--lists", 0)
     assert "--perplexity is -1" in call("report", "--workdir", run, "--perplexity", -1)
 

@@ -217,7 +217,7 @@ def assert_close_to(whole, workdir):
 def test_two_processes_train_as_one(start, whole, tmp_path):
     outputs = [finish(process) for process in two(start, tmp_path / "w")]
     page = (tmp_path / "w" / "report.html").read_text()
-    assert "as several processes trained" in page and 'id="lists"' not in page
+    assert 'id="lists"' in page and "no rank lists" not in page
     assert_close_to(whole, tmp_path / "w")
     assert "[1] traced: prompts 1" in outputs[1] and "summary: " not in outputs[1]
 
