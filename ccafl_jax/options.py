@@ -87,8 +87,12 @@ def require(condition: bool, message: str) -> None:
 
 
 def require_choice(name: str, value: str, choices: tuple[str, ...]) -> None:
-    """Raises ValueError unless `value` is one of `choices`."""
-    require(value in choices, f"{name} is {value!r}, must be one of {', '.join(choices)}")
+    """Raises ValueError, which names the nearest, unless `value` is one of `choices`."""
+    if value in choices:
+        return
+    near = nearest_key(value, choices) if isinstance(value, str) else None
+    hint = f"; did you mean {near}?" if near else ""
+    raise ValueError(f"{name} is {value!r}, must be one of {', '.join(choices)}{hint}")
 
 
 def nearest_key(key: str, known: typing.Iterable[str]) -> str | None:

@@ -326,7 +326,13 @@ def evaluate(arguments: argparse.Namespace) -> None:
         make.after_evaluation(
             page, evaluation, sets, options, name=name, workdir=arguments.workdir, **model
         )
-    print(json.dumps(figures))
+    print_for_programs(figures)
+
+
+def print_for_programs(figures: dict) -> None:
+    """Prints figures as a line of JSON, unless somebody reads along."""
+    if not sys.stdout.isatty():
+        print(json.dumps(figures))
 
 
 def report_path(arguments: argparse.Namespace) -> pathlib.Path | None:
@@ -425,7 +431,7 @@ def compare(arguments: argparse.Namespace) -> None:
     print(found.table())
     if arguments.json:
         write_json(arguments.json, found.as_dict())
-    print(json.dumps(found.as_dict()))
+    print_for_programs(found.as_dict())
 
 
 def given(arguments: argparse.Namespace, names) -> list[str]:

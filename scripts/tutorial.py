@@ -1,7 +1,7 @@
 """From a folder of crops to a search, step by step: read it from the top, or run it.
 
 The crops lie in CROPS/CAMERA/PERSON/*.jpg, an image of one person each. Without --crops synthetic
-people are drawn. All that is made lands in --out:
+people are drawn. All that is made lands in --out; a stopped tutorial goes on with the same command:
 
   crops/         the synthetic people, where no others are given
   manifest.csv   which image shows whom, in which camera, and what it is for
@@ -30,6 +30,7 @@ examples:
 """
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 ENDINGS = (".jpg", ".jpeg", ".png")
+MADE = ("crops", "manifest.csv", "run", "figures.json", "export")
 
 
 def main() -> None:
@@ -40,9 +41,12 @@ def main() -> None:
     parser.add_argument("--smoke", action="store_true", help="few people, few steps of training")
     arguments = parser.parse_args()
     with one_line_errors():
-        if arguments.out.exists() and any(arguments.out.iterdir()):
-            raise ValueError(f"--out {arguments.out} holds files already; choose another folder")
         arguments.out.mkdir(parents=True, exist_ok=True)
+        names = sorted(path.name for path in arguments.out.iterdir())
+        if other := [name for name in names if name not in MADE and name[0] != "."]:
+            raise ValueError(
+                f"--out {arguments.out} holds other files ({other[0]}); choose another folder"
+            )
         tutorial(arguments)
 
 
@@ -52,7 +56,7 @@ def tutorial(arguments: argparse.Namespace) -> None:
 
     # 1. Crops. A detector or a data set gives them; here, people are drawn.
     crops = arguments.crops.resolve() if arguments.crops else out / "crops"
-    if not arguments.crops:
+    if not crops.exists() and not arguments.crops:
         draw_crops(crops, people=24 if arguments.smoke else 80)
 
     # 2. A manifest says who is to be seen where, and what an image is for: half of the people are
@@ -63,10 +67,13 @@ def tutorial(arguments: argparse.Namespace) -> None:
         csv.writer(file).writerows([("path", "pid", "camid", "split"), *rows])
 
     # 3. Training. Any recipe takes a manifest; this one is small enough for a CPU. Options of a
-    # recipe are changed on the command line. A run that was stopped goes on with --resume.
-    recipe = "configs/ccafl_demo.py:smoke" if arguments.smoke else "configs/ccafl_demo.py"
-    command("train", "--config", recipe, "--config.data.name=manifest",
-            f"--config.data.root={manifest}", "--workdir", out / "run")  # fmt: skip
+    # recipe are changed on the command line: half of its steps are enough for so few people. A run
+    # that was stopped goes on with --resume.
+    recipe = ["configs/ccafl_demo.py", "--config.schedule.iterations=40"]
+    if arguments.smoke:
+        recipe = ["configs/ccafl_demo.py:smoke"]
+    command("train", "--config", *recipe, "--config.data.name=manifest",
+            f"--config.data.root={manifest}", "--workdir", out / "run", "--resume")  # fmt: skip
 
     # 4. Evaluation: every query is looked for in the gallery, without images of its own camera.
     # The features stay in the run folder, so that further figures cost no second pass.
@@ -74,7 +81,7 @@ def tutorial(arguments: argparse.Namespace) -> None:
 
     # 5. Export: each form is loaded again and has to give the features of the model.
     command("export", "--from", out / "run", "--out", out / "export", "--images", crops,
-            "--formats", "safetensors", "stablehlo")  # fmt: skip
+            "--formats", "safetensors", "stablehlo", "--overwrite")  # fmt: skip
 
     # 6. A search with what was exported.
     search(out / "export", rows)
@@ -90,18 +97,24 @@ def draw_crops(folder: pathlib.Path, *, people: int) -> None:
     from data_prep.synthetic import SyntheticConfig, write_folder
     from data_prep.synthetic.names import parse_name
 
-    half = people // 2
     settings = SyntheticConfig(
-        train_ids=half, test_ids=people - half, junk=0, distractors=0, height=64, width=32
+        train_ids=people // 2,
+        test_ids=people - people // 2,
+        junk=0,
+        distractors=0,
+        height=64,
+        width=32,
     )
     # Drawn in the layout of Market-1501, whose names say who it is: 0007_c1s1_000001_00.jpg.
-    with tempfile.TemporaryDirectory(dir=folder.parent) as drawn:
-        write_folder(drawn, settings)
-        for path in sorted(pathlib.Path(drawn).rglob("*.jpg")):
+    with tempfile.TemporaryDirectory(dir=folder.parent, prefix=".crops-") as drawn:
+        people, crops = pathlib.Path(drawn) / "people", pathlib.Path(drawn) / "crops"
+        write_folder(people, settings)
+        for path in sorted(people.rglob("*.jpg")):
             name = parse_name(path.name)
-            place = folder / f"camera{name.camera}" / f"person{name.pid}"
+            place = crops / f"camera{name.camera}" / f"person{name.pid}"
             place.mkdir(parents=True, exist_ok=True)
             path.rename(place / path.name)
+        crops.rename(folder)  # whole, or not there
 
 
 def manifest_rows(crops: pathlib.Path) -> list[tuple[str, str, str, str]]:
@@ -138,7 +151,7 @@ def command(name: str, *words: object) -> None:
     call = ["python", f"scripts/{name}.py", *map(str, words)]
     print(f"\n$ {' '.join(call)}", flush=True)
     if subprocess.run([sys.executable, *call[1:]], cwd=ROOT, check=False).returncode:
-        raise ValueError(f"{call[1]} failed, see above; mend that and start anew")
+        raise ValueError(f"{call[1]} failed, see above; mend that and start again")
 
 
 def search(model_folder: pathlib.Path, rows: list[tuple[str, str, str, str]]) -> None:

@@ -10,7 +10,7 @@ import os
 import pathlib
 import shutil
 from collections.abc import Iterator
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -70,9 +70,8 @@ def embed_pictures(
       OSError: another process works in `parts`.
       FileExistsError: the folder `parts` holds something else.
     """
-    key = fingerprint(
-        model=embedder.fingerprint(flip=flip), pictures=pictures.fingerprint(), cameras=cameras
-    )
+    made_by = embedder.fingerprint(flip=flip)
+    key = fingerprint(model=made_by, pictures=pictures.fingerprint(), cameras=cameras)
     pixels = PixelFormat(embedder.preprocess.height, embedder.preprocess.width)
     count, values, unreadable = len(pictures), [], {}
     chunks = [range(first, min(first + CHUNK, count)) for first in range(0, count, CHUNK)]
@@ -94,28 +93,33 @@ def embed_pictures(
             bar.update(len(rows))
     if len(unreadable) == count:
         raise ValueError(f"none of {count} images can be read; the first: {unreadable[0]}")
-    good = np.setdiff1d(np.arange(count), list(unreadable))
-    missing = [(pictures.names[row], reason) for row, reason in sorted(unreadable.items())]
     meta = {
         "feature": "embed",
         "unit": "image",
         "flip": flip,
         "preprocess": embedder.preprocess.to_json(),
         "model": model,
-        "fingerprint": embedder.fingerprint(flip=flip),
-        "root": pictures.root,
-        "unreadable": [name for name, _ in missing],
+        "fingerprint": made_by,
     }
+    return _described(pictures, np.concatenate(values), unreadable, meta)
+
+
+def _described(
+    pictures: Pictures, values: np.ndarray, unreadable: dict[int, str], meta: dict[str, Any]
+) -> Embedded:
+    """Features of all pictures as a set of those that could be read."""
+    good = np.setdiff1d(np.arange(len(pictures)), list(unreadable))
+    missing = [(pictures.names[row], reason) for row, reason in sorted(unreadable.items())]
     features = FeatureSet(
         dataset=pictures.dataset,
-        features=np.concatenate(values)[good],
+        features=values[good],
         pid=pictures.pid[good],
         camid=pictures.camid[good],
         part=pictures.part[good],
         names=np.array([pictures.names[row] for row in good.tolist()], np.str_),
         modality=None if pictures.modality is None else pictures.modality[good],
         camera_codes=pictures.camera_codes,
-        meta=meta,
+        meta=meta | {"root": pictures.root, "unreadable": [name for name, _ in missing]},
     )
     return Embedded(features.check(), missing)
 
@@ -151,12 +155,14 @@ def _refuse(pictures: Pictures, rows: range, found: dict[int, str], pixels: Pixe
 
 
 class _Parts:
-    """Finished chunks as files."""
+    """Finished chunks as files; None in place of a folder keeps nothing."""
 
-    def __init__(self, folder: pathlib.Path):
+    def __init__(self, folder: pathlib.Path | None):
         self._folder = folder
 
     def read(self, number: int) -> tuple[np.ndarray, dict[int, str]] | None:
+        if self._folder is None:
+            return None
         try:
             with np.load(self._path(number), allow_pickle=False) as file:
                 reasons = json.loads(str(file["unreadable"]))
@@ -165,30 +171,21 @@ class _Parts:
             return None
 
     def write(self, number: int, features: np.ndarray, unreadable: dict[int, str]):
-        texts = np.array(json.dumps(unreadable))
-        with replacing(self._path(number)) as partial, partial.open("wb") as file:
-            np.savez(file, features=features, unreadable=texts)
+        if self._folder is not None:
+            texts = np.array(json.dumps(unreadable))
+            with replacing(self._path(number)) as partial, partial.open("wb") as file:
+                np.savez(file, features=features, unreadable=texts)
         return features, dict(unreadable)
 
     def _path(self, number: int) -> pathlib.Path:
         return self._folder / f"{number:06d}.npz"
 
 
-class _Nowhere:
-    """Keeps nothing."""
-
-    def read(self, number: int) -> None:
-        return None
-
-    def write(self, number: int, features: np.ndarray, unreadable: dict[int, str]):
-        return features, dict(unreadable)
-
-
 @contextlib.contextmanager
-def _kept_in(parts: str | os.PathLike | None, key: str) -> Iterator[_Parts | _Nowhere]:
+def _kept_in(parts: str | os.PathLike | None, key: str) -> Iterator[_Parts]:
     """Where chunks of this work are kept; those of other work there are removed first."""
     if parts is None:
-        yield _Nowhere()
+        yield _Parts(None)
         return
     folder = pathlib.Path(parts)
     folder.parent.mkdir(parents=True, exist_ok=True)

@@ -176,7 +176,7 @@ class EncoderRun(abc.ABC):
         if resume and newest:
             self._restore(newest, allow_changes=allow_changes)
         elif resume:
-            log.info("nothing to resume in %s: starting anew", self.workdir)
+            log.info("no checkpoint in %s yet: starting at the beginning", self.workdir)
         elif newest:
             raise FileExistsError(
                 f"{self.workdir} already holds checkpoints: continue with --resume, start anew "

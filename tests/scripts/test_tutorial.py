@@ -71,7 +71,14 @@ def test_from_crops_to_a_search(tmp_path):
     assert figures["counts"]["queries"] == queries > 0
     assert figures["mAP"] == pytest.approx(summary["final"]["mAP"], rel=1e-5)
     assert (out / "export" / "safetensors").is_dir() and (out / "export" / "stablehlo").is_dir()
+    epochs = len((out / "run" / "metrics.jsonl").read_text().splitlines())
     found = finished.stdout.split("queries, and the five images of other cameras")[1]
     assert found.count("another") + found.count("same person") == 15
+    # The same command goes on with what is there: nothing is trained again.
     again = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
-    assert again.returncode == 2 and "holds files already" in again.stderr
+    assert again.returncode == 0, again.stdout + again.stderr
+    assert again.stdout.split("queries, and the five images of other cameras")[1] == found
+    assert len((out / "run" / "metrics.jsonl").read_text().splitlines()) == epochs
+    (out / "else.txt").touch()
+    refused = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert refused.returncode == 2 and "holds other files (else.txt)" in refused.stderr
