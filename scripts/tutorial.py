@@ -6,7 +6,7 @@ people are drawn. All that is made lands in --out; a stopped tutorial goes on wi
   crops/         the synthetic people, where no others are given
   manifest.csv   which image shows whom, in which camera, and what it is for
   run/           the training run, with summary.json
-  figures.json   the evaluation
+  figures.json   the evaluation, and figures.html to look at it
   export/        the model, to be used without this repository
 """
 
@@ -30,7 +30,7 @@ examples:
 """
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 ENDINGS = (".jpg", ".jpeg", ".png")
-MADE = ("crops", "manifest.csv", "run", "figures.json", "export")
+MADE = ("crops", "manifest.csv", "run", "figures.json", "figures.html", "export")
 
 
 def main() -> None:

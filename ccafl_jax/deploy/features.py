@@ -14,6 +14,7 @@ import time
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
+import jax
 import numpy as np
 
 from ccafl_jax.data.clips import KINDS, Clips, clips_of
@@ -36,6 +37,7 @@ from ccafl_jax.scoring.feature_set import (
     parts_to_embed,
     save,
 )
+from ccafl_jax.training.features import Tested
 from ccafl_jax.training.storage import is_local, open_path
 
 if TYPE_CHECKING:
@@ -61,7 +63,7 @@ def extract(
     batch: int = 128,
     compute_dtype: str = "float32",
     cache: str | os.PathLike | None = None,
-    at_hand: np.ndarray | None = None,
+    at_hand: Tested | None = None,
     **selection: Any,
 ) -> FeatureSet:
     """Features of the test images or tracklets of a data set.
@@ -83,8 +85,8 @@ def extract(
       batch: images a call of the encoder.
       compute_dtype: dtype inside the encoder, "float32" or "bfloat16".
       cache: folder in which features are kept; None for no file.
-      at_hand: float[n, dim], features that the model made already of the images or tracklets, part
-        by part, with these options; they are kept in place of an extraction.
+      at_hand: features that the model made already of these images or tracklets with these options;
+        they are kept in place of an extraction.
       **selection: `split` of iLIDS-VID and RegDB, `orientation` of iLIDS-VID.
 
     Returns:
@@ -142,11 +144,15 @@ def extract(
         if kept is not None:
             _logger.info("features: read from %s", path)
             return dataclasses.replace(kept, meta={**kept.meta, **meta})
+    if at_hand is not None and counts is not None and not video:
+        # Frames of tracklets; one process of several has no device to itself to embed others.
+        require(jax.process_count() == 1, "the run has features of frames, not of tracklets")
+        at_hand = None
     if at_hand is None:
         _logger.info("features: extracting %d images of %s", len(records), collection.name)
     start = time.monotonic()
     if at_hand is not None:
-        values = _unit(np.asarray(at_hand, np.float32))
+        values = _unit(at_hand.features if at_hand.names is None else at_hand.of(records.path))
     elif video:
         options = {"batch": batch, "compute_dtype": compute_dtype}
         values = embed_clips(bundle, records, chosen, cameras, **options)

@@ -8,8 +8,6 @@ import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
-import numpy as np
-
 from ccafl_jax.deploy.bundle import ModelBundle
 from ccafl_jax.deploy.evaluate import open_test_set, score
 from ccafl_jax.deploy.features import as_trained, extract, features_folder
@@ -21,6 +19,7 @@ from ccafl_jax.report.examine import LENGTH, LISTS, examine, pairs_of_cameras
 from ccafl_jax.report.runs import meta_of, read_summary
 from ccafl_jax.scoring.evaluate import Evaluation
 from ccafl_jax.training import snapshots
+from ccafl_jax.training.features import Tested
 from ccafl_jax.training.storage import open_path
 from ccafl_jax.training.summary import summary_rows
 
@@ -96,7 +95,7 @@ def rank_test_set(
     bundle: ModelBundle | None = None,
     root: str = "",
     lists: int = LISTS,
-    tested: np.ndarray | None = None,
+    tested: Tested | None = None,
 ) -> Findings:
     """What the test set of a run shows.
 

@@ -10,7 +10,6 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
-import numpy as np
 
 from ccafl_jax.data.records import Collection
 from ccafl_jax.deploy.bundle import ModelBundle
@@ -23,6 +22,7 @@ from ccafl_jax.report.runs import meta_of
 from ccafl_jax.scoring.evaluate import Evaluation
 from ccafl_jax.scoring.feature_set import FeatureSet
 from ccafl_jax.training.agreement import from_first
+from ccafl_jax.training.features import Tested
 from ccafl_jax.training.storage import open_path
 
 NAME = "report.html"
@@ -30,7 +30,7 @@ NAME = "report.html"
 log = logging.getLogger("ccafl_jax")
 
 
-def after_training(workdir: str | os.PathLike, *, tested: np.ndarray | None = None) -> None:
+def after_training(workdir: str | os.PathLike, *, tested: Tested | None = None) -> None:
     """Writes the report of a run that has just ended; a failure is a warning of one line.
 
     All processes of a run make this call, and the first one writes. Several processes have no

@@ -1,6 +1,7 @@
 """From a re-identification model to features, and from test features to figures."""
 
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -12,6 +13,31 @@ from ccafl_jax.data.records import ReIDDataset
 from ccafl_jax.evaluation.camera_bias import same_camera_share
 from ccafl_jax.evaluation.ranking import rank
 from ccafl_jax.training.extract import Extractor, make_extractor
+
+
+class Tested(NamedTuple):
+    """The features that an evaluation made of a test set.
+
+    Attributes:
+      features: float32[n, dim].
+      names: paths of the images in the order of the features; None for tracklets, which are those
+        of the queries and then of the gallery.
+    """
+
+    features: np.ndarray
+    names: list[str] | None
+
+    def of(self, names: Sequence[str]) -> np.ndarray:
+        """Features of images in another order, float32[len(names), dim].
+
+        Raises:
+          ValueError: an image that was not among them.
+        """
+        place = {name: row for row, name in enumerate(self.names)}
+        try:
+            return self.features[[place[name] for name in names]]
+        except KeyError as missing:
+            raise ValueError(f"{missing} was not in the test set of the run") from None
 
 
 def feature_extractor(

@@ -205,6 +205,9 @@ class Run(EpochRun):
         self._see(features, self.tests.pid, self.tests.camid)
         return self._score(features) | {"clips": self._kind}
 
+    def _test_names(self) -> None:
+        return None
+
     def _score(self, features: jax.Array) -> dict:
         no_match = self.config.evaluation.no_match
         return from_first(
