@@ -34,4 +34,4 @@ def test_small_numbers(tmp_path):
         rough, again = (found[form]["searches"][rescore] for rescore in ("0", "200"))
         assert rough["recall10"] > 0.5 and again["recall10"] >= rough["recall10"]
     assert found["int8"]["searches"]["200"]["mAP"] == pytest.approx(exact["mAP"], abs=1e-3)
-    assert "| `int8` |" in page.read_text()
+    assert "| `int8` |" in page.read_text() and "| products alone |" in page.read_text()
