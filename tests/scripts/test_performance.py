@@ -49,7 +49,8 @@ def test_every_row_is_a_recipe_with_options_that_it_has(performance, published, 
 def test_the_recipes_of_ccafl_say_what_was_published(performance, published, monkeypatch):
     monkeypatch.chdir(ROOT)
     command = importlib.import_module("command")
-    rows = [row for row in performance.rows_of(published) if row.system == "CCAFL"]
+    known = [row for row in performance.rows_of(published) if row.system == "CCAFL"]
+    rows = [row for row in known if row.headline]
     compared = published["comparison"]
     assert len(rows) == 3 and compared["rows"][-1][1] == "CCAFL"
     for row in rows:
@@ -77,11 +78,12 @@ def test_published_figures_are_complete_and_in_range(performance, published):
     for row in performance.rows_of(published):
         counts[row.system] = counts.get(row.system, 0) + 1
         assert row.figures["rank1"] > 0 and (row.recipe or row.absent)
-    assert counts == {"CCAFL": 3, "CALR": 16, "TF-CLIP": 14, "CCLNet": 6}
+    assert counts == {"CCAFL": 9, "CALR": 16, "TF-CLIP": 14, "CCLNet": 6}
 
 
 def test_a_measured_figure_takes_its_place(performance, published, tmp_path):
-    row = next(r for r in performance.rows_of(published) if r.system == "CCAFL")
+    rows = performance.rows_of(published)
+    row = next(row for row in rows if row.system == "CCAFL" and row.headline)
     assert performance.ours(row, performance.measured(tmp_path)) == performance.NOT_MEASURED
     kept = {"--config configs/ccafl_market1501_release.py": {"mAP": 0.8912, "rank1": 0.95}}
     (tmp_path / "reproduced.json").write_text(json.dumps(kept))
