@@ -10,7 +10,7 @@ from ccafl_jax.deploy.bundle import ModelBundle
 from ccafl_jax.deploy.forward import DTYPES, abstract_model
 from ccafl_jax.models.layers import Compute
 from ccafl_jax.options import require_choice
-from ccafl_jax.training.features import clip_extractor
+from ccafl_jax.training.features import clip_extractor, unit_rows
 from ccafl_jax.training.inputs import StreamedImages
 from ccafl_jax.training.sharding import make_mesh, replicate
 
@@ -53,7 +53,7 @@ def embed_clips(
     require_choice("compute_dtype", compute_dtype, DTYPES)
     abstract = abstract_model(bundle.model, compute=Compute(dtype=jnp.dtype(compute_dtype)))
     graphdef = nnx.split(abstract, nnx.Param, nnx.BatchStat)[0]
-    mesh, preprocess = make_mesh(), bundle.preprocess
+    mesh, preprocess = make_mesh(local=True), bundle.preprocess
     extract = clip_extractor(
         graphdef,
         "embed",
@@ -68,6 +68,4 @@ def embed_clips(
     arrays = replicate((dict(bundle.params), dict(bundle.batch_stats)), mesh)
     values = np.asarray(extract(*arrays, images, cameras, chosen=clips.rows))
     means = segment_means(values, clips.tracklet, int(clips.tracklet.max()) + 1)
-    # A mean that vanishes stays zero, which the check of the features reports.
-    unit = means / np.maximum(np.linalg.norm(means, axis=1, keepdims=True), 1e-12)
-    return unit.astype(np.float32)
+    return unit_rows(means)

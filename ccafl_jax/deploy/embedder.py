@@ -188,13 +188,13 @@ class Embedder(ImageEmbedder):
         bundle: the model.
         batch: images a call, rounded up to a multiple of the devices.
         compute_dtype: of the activations: "float32" (products at HIGHEST) or "bfloat16".
-        devices: how many to spread a batch over; 0 for all.
+        devices: of this process, how many to spread a batch over; 0 for all.
 
         Raises:
           ValueError: another dtype, or more devices than there are.
         """
         embed = compiled_embed(bundle.model, bundle.preprocess, compute_dtype)
-        mesh = make_mesh(devices)
+        mesh = make_mesh(devices, local=True)
         arrays = replicate(all_arrays(bundle), mesh)
 
         def step(pixels: np.ndarray, cameras: np.ndarray | None) -> jax.Array:

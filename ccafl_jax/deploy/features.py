@@ -14,7 +14,6 @@ import time
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-import jax
 import numpy as np
 
 from ccafl_jax.data.clips import KINDS, Clips, clips_of
@@ -37,7 +36,7 @@ from ccafl_jax.scoring.feature_set import (
     parts_to_embed,
     save,
 )
-from ccafl_jax.training.features import Tested
+from ccafl_jax.training.features import Extracted, unit_rows
 from ccafl_jax.training.storage import is_local, open_path
 
 if TYPE_CHECKING:
@@ -63,7 +62,7 @@ def extract(
     batch: int = 128,
     compute_dtype: str = "float32",
     cache: str | os.PathLike | None = None,
-    at_hand: Tested | None = None,
+    at_hand: Extracted | None = None,
     **selection: Any,
 ) -> FeatureSet:
     """Features of the test images or tracklets of a data set.
@@ -110,6 +109,7 @@ def extract(
         counts, pooling = chosen.rows, f"{clips or KINDS[0]} clips of {chosen.rows.shape[1]} frames"
     else:
         require(clips is None, "clips are for models of clips, and this one is of single images")
+        chosen = None
         records, counts = _to_embed(parts, _check_frames(collection, parts, frames))
         pooling = None if counts is None else _pooling(frames)
     cameras = _cameras(bundle, collection, records)
@@ -144,24 +144,14 @@ def extract(
         if kept is not None:
             _logger.info("features: read from %s", path)
             return dataclasses.replace(kept, meta={**kept.meta, **meta})
-    if at_hand is not None and counts is not None and not video:
-        # Frames of tracklets; one process of several has no device to itself to embed others.
-        require(jax.process_count() == 1, "the run has features of frames, not of tracklets")
-        at_hand = None
-    if at_hand is None:
+    start, made = time.monotonic(), "extracted"
+    averaged = counts is not None and not video  # what is at hand is of frames
+    if at_hand is None or averaged:
         _logger.info("features: extracting %d images of %s", len(records), collection.name)
-    start = time.monotonic()
-    if at_hand is not None:
-        values = _unit(at_hand.features if at_hand.names is None else at_hand.of(records.path))
-    elif video:
-        options = {"batch": batch, "compute_dtype": compute_dtype}
-        values = embed_clips(bundle, records, chosen, cameras, **options)
+        options = {"flip": flip, "batch": batch, "compute_dtype": compute_dtype}
+        values = _embed(bundle, records, counts, chosen, cameras, **options)
     else:
-        embedder = Embedder(bundle, batch=batch, compute_dtype=compute_dtype, devices=0)
-        if counts is None:
-            values = embedder.embed(_images(embedder, records), cameras, flip=flip)
-        else:
-            values = _embed_tracklets(embedder, records, counts, cameras, flip=flip)
+        values, made = at_hand.of(records.path), "took over those of"
     features = feature_set(
         parts,
         values,
@@ -172,8 +162,7 @@ def extract(
     )
     seconds = time.monotonic() - start
     where = ", kept nowhere" if path is None else _keep(path, features)
-    if at_hand is None:
-        _logger.info("features: extracted %d images in %.1f s%s", len(records), seconds, where)
+    _logger.info("features: %s %d images in %.1f s%s", made, len(records), seconds, where)
     return features
 
 
@@ -312,6 +301,28 @@ def _cameras(bundle: ModelBundle, collection: Collection, records: Records) -> n
     return camera_rows(bundle, collection)[records.camid]
 
 
+def _embed(
+    bundle: ModelBundle,
+    records: Records,
+    counts: np.ndarray | None,
+    chosen: Clips | None,
+    cameras: np.ndarray | None,
+    *,
+    flip: bool,
+    batch: int,
+    compute_dtype: str,
+) -> np.ndarray:
+    """Unit features of images, or of the tracklets that frames or clips belong to."""
+    if chosen is not None:
+        return embed_clips(
+            bundle, records, chosen, cameras, batch=batch, compute_dtype=compute_dtype
+        )
+    embedder = Embedder(bundle, batch=batch, compute_dtype=compute_dtype, devices=0)
+    if counts is None:
+        return embedder.embed(_images(embedder, records), cameras, flip=flip)
+    return _embed_tracklets(embedder, records, counts, cameras, flip=flip)
+
+
 def _images(embedder: Embedder, records: Records) -> ImageSequence:
     return ImageSequence(records, embedder.preprocess.pixels)
 
@@ -342,12 +353,7 @@ def _embed_tracklets(
             offsets = ends[first:stop] - counts[first:stop] - start
             found.append(np.add.reduceat(values, offsets, axis=0))
             bar.update(len(rows))
-    return _unit(np.concatenate(found))
-
-
-def _unit(values: np.ndarray) -> np.ndarray:
-    """Rows at unit length; one of zeros stays so, which the check of the features reports."""
-    return values / np.maximum(np.linalg.norm(values, axis=1, keepdims=True), 1e-12)
+    return unit_rows(np.concatenate(found))
 
 
 def _key(

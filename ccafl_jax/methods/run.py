@@ -31,7 +31,7 @@ from ccafl_jax.training.agreement import from_first
 from ccafl_jax.training.checkpoints import Checkpoints
 from ccafl_jax.training.description import check_digest
 from ccafl_jax.training.extract import Extractor, Stopped
-from ccafl_jax.training.features import Tested, feature_extractor, query_then_gallery, score
+from ccafl_jax.training.features import Extracted, feature_extractor, query_then_gallery, score
 from ccafl_jax.training.inputs import ImageInput, StreamedImages, choose_input
 from ccafl_jax.training.layout import layout, rules_of
 from ccafl_jax.training.log import RunLog
@@ -119,7 +119,7 @@ class EncoderRun(abc.ABC):
         self.traces: list[str] = []
         self.loop = Loop()
         self.seen: snapshots.Sample | None = None
-        self.tested: Tested | None = None
+        self.tested: Extracted | None = None
 
     # What a method gives.
 
@@ -310,11 +310,11 @@ class EncoderRun(abc.ABC):
 
     def _see(self, features: jax.Array, pid: np.ndarray, camid: np.ndarray) -> None:
         """Keeps the test features for a report, and of them what a snapshot would need."""
-        self.tested = Tested(np.asarray(features), self._test_names())
+        self.tested = Extracted(np.asarray(features), self._test_names())
         self.seen = snapshots.sample(features, pid, camid, self.dataset.query.pid)
 
     def _test_names(self) -> list[str] | None:
-        """See `Tested`."""
+        """See `Extracted`."""
         return [*self.dataset.query.path, *self.dataset.gallery.path]
 
     def _score(self, features: jax.Array) -> dict:

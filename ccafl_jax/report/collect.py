@@ -19,7 +19,7 @@ from ccafl_jax.report.examine import LENGTH, LISTS, examine, pairs_of_cameras
 from ccafl_jax.report.runs import meta_of, read_summary
 from ccafl_jax.scoring.evaluate import Evaluation
 from ccafl_jax.training import snapshots
-from ccafl_jax.training.features import Tested
+from ccafl_jax.training.features import Extracted
 from ccafl_jax.training.storage import open_path
 from ccafl_jax.training.summary import summary_rows
 
@@ -95,7 +95,7 @@ def rank_test_set(
     bundle: ModelBundle | None = None,
     root: str = "",
     lists: int = LISTS,
-    tested: Tested | None = None,
+    tested: Extracted | None = None,
 ) -> Findings:
     """What the test set of a run shows.
 
@@ -115,6 +115,7 @@ def rank_test_set(
         bundle,
         collection,
         compute_dtype=as_trained(bundle, "model", "compute_dtype") or "float32",
+        clips=as_trained(bundle, "clips", "final"),
         cache=features_folder(workdir),
         at_hand=tested,
     )

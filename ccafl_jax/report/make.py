@@ -1,7 +1,5 @@
 """Reports at the end of a command, which a failing one must never lose."""
 
-import contextlib
-import functools
 import logging
 import os
 import pathlib
@@ -9,20 +7,18 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-import jax
-
 from ccafl_jax.data.records import Collection
 from ccafl_jax.deploy.bundle import ModelBundle
 from ccafl_jax.deploy.run_folder import read_run
 from ccafl_jax.report import page
 from ccafl_jax.report.collect import collect_evaluation, collect_run, rank_test_set
-from ccafl_jax.report.data import Report
+from ccafl_jax.report.data import Findings, Report
 from ccafl_jax.report.examine import examine, pairs_of_cameras
 from ccafl_jax.report.runs import meta_of
 from ccafl_jax.scoring.evaluate import Evaluation
 from ccafl_jax.scoring.feature_set import FeatureSet
 from ccafl_jax.training.agreement import from_first
-from ccafl_jax.training.features import Tested
+from ccafl_jax.training.features import Extracted
 from ccafl_jax.training.storage import open_path
 
 NAME = "report.html"
@@ -30,11 +26,10 @@ NAME = "report.html"
 log = logging.getLogger("ccafl_jax")
 
 
-def after_training(workdir: str | os.PathLike, *, tested: Tested | None = None) -> None:
+def after_training(workdir: str | os.PathLike, *, tested: Extracted | None = None) -> None:
     """Writes the report of a run that has just ended; a failure is a warning of one line.
 
-    All processes of a run make this call, and the first one writes. Several processes have no
-    device to themselves, so that rankings need features that were extracted before.
+    All processes of a run make this call, and the first one writes while the others wait.
 
     Args:
       workdir: of the run.
@@ -43,18 +38,20 @@ def after_training(workdir: str | os.PathLike, *, tested: Tested | None = None) 
     again = f"python scripts/report.py --workdir {workdir}"
 
     # Reading checkpoints is agreed on by all processes; what follows is the first one's alone.
-    bundle, meta = None, {}
-    with contextlib.suppress(ValueError, OSError):
-        meta, bundle = meta_of(workdir), read_run(workdir)
+    meta, bundle, failure = {}, None, None
+    try:
+        meta = meta_of(workdir)
+        bundle = read_run(workdir)
+    except (ValueError, OSError) as error:
+        failure = error
+
+    def ranked() -> Findings:
+        if failure:
+            raise failure
+        return rank_test_set(workdir, bundle=bundle, tested=tested)
 
     def collect() -> Report:
-        ranked = None
-        if bundle is not None and (tested is not None or jax.process_count() == 1):
-            ranked = functools.partial(rank_test_set, workdir, bundle=bundle, tested=tested)
-        report = collect_run(workdir, meta=meta, ranked=ranked)
-        if ranked is None:
-            report.notes.append(f"no rank lists, as no features were at hand; {again} adds them")
-        return report
+        return collect_run(workdir, meta=meta, ranked=ranked)
 
     path = open_path(workdir) / NAME
     from_first(lambda: _attempt(path, collect, again))

@@ -15,7 +15,7 @@ from ccafl_jax.evaluation.ranking import rank
 from ccafl_jax.training.extract import Extractor, make_extractor
 
 
-class Tested(NamedTuple):
+class Extracted(NamedTuple):
     """The features that an evaluation made of a test set.
 
     Attributes:
@@ -28,16 +28,27 @@ class Tested(NamedTuple):
     names: list[str] | None
 
     def of(self, names: Sequence[str]) -> np.ndarray:
-        """Features of images in another order, float32[len(names), dim].
+        """Unit features of images in another order, or of the tracklets, float32[n, dim].
+
+        Args:
+          names: paths of the images; of tracklets nothing is read of them.
 
         Raises:
           ValueError: an image that was not among them.
         """
+        if self.names is None:
+            return unit_rows(self.features)
         place = {name: row for row, name in enumerate(self.names)}
         try:
-            return self.features[[place[name] for name in names]]
+            return unit_rows(self.features[[place[name] for name in names]])
         except KeyError as missing:
             raise ValueError(f"{missing} was not in the test set of the run") from None
+
+
+def unit_rows(values: np.ndarray) -> np.ndarray:
+    """Rows at unit length, float32; one of zeros stays so, which checks of features report."""
+    lengths = np.linalg.norm(values, axis=1, keepdims=True)
+    return (values / np.maximum(lengths, 1e-12)).astype(np.float32)
 
 
 def feature_extractor(

@@ -12,19 +12,23 @@ import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 
-def make_mesh(devices: int = 0) -> Mesh:
+def make_mesh(devices: int = 0, *, local: bool = False) -> Mesh:
     """A mesh over the first `devices` devices (0: all of them), with automatic sharding.
+
+    Args:
+      devices: how many.
+      local: only those of this process, which then works alone.
 
     Raises:
       ValueError: more devices asked for than there are, or not all of several processes.
     """
-    found = jax.devices()
+    found = jax.local_devices() if local else jax.devices()
     if not 0 <= devices <= len(found):
         raise ValueError(
             f"{devices} devices asked for, {len(found)} found: choose 1 to {len(found)}, or 0 for "
             "all"
         )
-    if jax.process_count() > 1 and devices not in (0, len(found)):
+    if jax.process_count() > 1 and not local and devices not in (0, len(found)):
         raise ValueError(
             f"{devices} of {len(found)} devices asked for, but the {jax.process_count()} processes "
             "of a run use all of theirs: set devices to 0"

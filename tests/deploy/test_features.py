@@ -15,6 +15,7 @@ from ccafl_jax.deploy import fingerprints
 from ccafl_jax.deploy.embedder import Embedder, ImageEmbedder
 from ccafl_jax.deploy.features import camera_rows
 from ccafl_jax.scoring import feature_set
+from ccafl_jax.training.features import Extracted
 from data_prep import synthetic
 from tests.deploy import tiny
 
@@ -155,6 +156,29 @@ def test_half_precision_and_flips_change_features(collection):
     # Scores of flipped features are others; those of half precision are rounded.
     assert flipped.meta["fingerprint"] != plain.meta["fingerprint"] == half.meta["fingerprint"]
     assert len({plain.meta["key"], half.meta["key"], flipped.meta["key"]}) == 3
+
+
+def test_features_at_hand_are_taken_over_by_the_names_of_their_images(collection, tmp_path):
+    market, bundle = collection("market_like"), tiny.bundle("resnet")
+    made = extract(bundle, market)
+    order = np.random.default_rng(0).permutation(len(made))
+    at_hand = Extracted(3 * made.features[order], [made.names[row] for row in order])
+    found = extract(bundle, market, at_hand=at_hand, cache=tmp_path)
+    np.testing.assert_allclose(found.features, made.features, atol=1e-6)
+    (kept,) = tmp_path.iterdir()
+    np.testing.assert_array_equal(feature_set.load(kept).features, found.features)
+    lacking = Extracted(at_hand.features[1:], at_hand.names[1:])
+    with pytest.raises(ValueError, match=f"'{at_hand.names[0]}' was not in the test set"):
+        extract(bundle, market, at_hand=lacking)
+
+
+def test_features_of_frames_at_hand_are_none_of_tracklets(collection):
+    mars, bundle = collection("mars"), tiny.bundle("resnet")
+    made = extract(bundle, mars, frames=2)
+    frames = [name for part in ("query", "gallery") for name in mars.parts[part].path]
+    of_frames = Extracted(np.ones((len(frames), made.features.shape[1])), frames)
+    found = extract(bundle, mars, frames=2, at_hand=of_frames)
+    np.testing.assert_array_equal(found.features, made.features)
 
 
 # Cameras.
