@@ -8,6 +8,7 @@ too, as long as its operands lie where they need no copy.
 
 import concurrent.futures
 import dataclasses
+import functools
 import os
 from collections.abc import Callable, Iterator
 from typing import Protocol
@@ -163,25 +164,36 @@ class FeatureScores:
     def on_device(self, rows: NamedSharding | None = None) -> tuple[jax.Array, jax.Array]:
         """The gallery as products take it, and its bias, padded to whole tiles.
 
-        Padding repeats the first row.
+        Padding repeats a row.
 
         Args:
-          rows: splits the gallery over devices, each of which gets whole tiles of its own; on the
-            default device when None.
+          rows: splits the gallery over the devices of a mesh, each of which gets whole tiles of its
+            own; None for the default device.
         """
         columns = np.arange(self.shape[1]) if self.columns is None else np.asarray(self.columns)
-        parts = rows.num_devices if rows else 1
-        padded = np.resize(columns, round_up(len(columns), _GALLERY_MULTIPLE * parts))
-        padded[len(columns) :] = columns[0]
-        gallery = self.gallery
-        if not np.array_equal(padded, np.arange(len(gallery))):
-            gallery = gallery[padded]
-        divisor, shift = self.device_terms("gallery")
-        bias = self._bias(padded) if self._by_distance else np.zeros(len(padded))
-        gallery, divisor, bias = jax.device_put(
-            (gallery, divisor[padded], bias.astype(self.dtype)), rows
+        devices = [None] if rows is None else list(rows.mesh.devices.flat)
+        size = round_up(len(columns), _GALLERY_MULTIPLE * len(devices)) // len(devices)
+        shards = [
+            self._shard(columns[first * size : (first + 1) * size], size, device)
+            for first, device in enumerate(devices)
+        ]
+        if rows is None:
+            return shards[0]
+        shapes = (size * len(devices), self.gallery.shape[1]), (size * len(devices),)
+        return tuple(
+            jax.make_array_from_single_device_arrays(shape, rows, list(parts))
+            for shape, parts in zip(shapes, zip(*shards, strict=True), strict=True)
         )
-        return jax.jit(prepared)(gallery, divisor, shift), bias
+
+    def _shard(
+        self, columns: np.ndarray, size: int, device: jax.Device | None
+    ) -> tuple[jax.Array, jax.Array]:
+        """Rows of the gallery on a device, and their bias; `size` of them, the rest is padding."""
+        columns = columns if len(columns) else np.zeros(1, np.int64)
+        divisor, shift = self.device_terms("gallery")
+        bias = self._bias(columns) if self._by_distance else np.zeros(len(columns))
+        arrays = _taken(self.gallery, columns), divisor[columns], bias.astype(self.dtype), shift
+        return _padded_rows(*jax.device_put(arrays, device), size=size)
 
     def device_terms(self, side: str) -> tuple[np.ndarray, np.ndarray]:
         """Divisors of the rows of a side (float[n]) and what is taken off then (float[D])."""
@@ -194,9 +206,7 @@ class FeatureScores:
     def _tile(self, side: str, rows: np.ndarray, size: int) -> jax.Array:
         features = np.asarray(getattr(self, side))
         tile = aligned((size, features.shape[1]), self.dtype)
-        # Neighbouring rows are one slice, which costs no copy of its own.
-        together = rows[-1] - rows[0] == len(rows) - 1 and np.all(np.diff(rows) == 1)
-        taken = features[rows[0] : rows[-1] + 1] if together else features[rows]
+        taken = _taken(features, rows)
         norms = self._norms[side]
         _prepare(taken, tile[: len(rows)], None if norms is None else norms[rows], self._center)
         tile[len(rows) :] = tile[0]
@@ -530,6 +540,22 @@ def in_threads(work: Callable[[int, int], None], rows: int, row_elements: int) -
     """
     with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:
         _finish([pool.submit(work, *chunk) for chunk in _chunks(rows, row_elements)])
+
+
+def _taken(features: np.ndarray | jax.Array, rows: np.ndarray) -> np.ndarray | jax.Array:
+    """Some rows; neighbouring ones are one slice, which costs no copy of its own."""
+    together = rows[-1] - rows[0] == len(rows) - 1 and np.all(np.diff(rows) == 1)
+    return features[rows[0] : rows[-1] + 1] if together else features[rows]
+
+
+@functools.partial(jax.jit, static_argnames="size")
+def _padded_rows(features, divisor, bias, shift, *, size: int) -> tuple[jax.Array, jax.Array]:
+    """Rows as products take them and their bias, followed by copies of the first one."""
+    more = size - len(bias)
+    return tuple(
+        jnp.concatenate([x, jnp.repeat(x[:1], more, axis=0)])
+        for x in (prepared(features, divisor, shift), bias)
+    )
 
 
 @jax.jit
