@@ -81,7 +81,8 @@ def test_similarities(sort):
     assert _check(lambda f: top_k._tile(f, f, bias, bias, worst=True), f) == 1
     terms = bias + 1, np.zeros(4, np.float32)
     every = np.arange(64)
-    search = functools.partial(top_k._block_top_k, size=64, k=2, group=16)
+    mesh = similarity.local_mesh()
+    search = functools.partial(top_k._block_top_k, size=64, mesh=mesh, k=2, group=4)
     assert _check(lambda f: search(f, every, *terms, f, bias), f) == 1
     whole, lists = bias.astype(np.int32), np.zeros((64, 2), np.int32)
     options = {"top": 2, "collapse": True, "sort": sort}
