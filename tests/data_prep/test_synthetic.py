@@ -192,6 +192,7 @@ def test_people_cameras_and_images_do_not_disturb_each_other():
     )
 
 
+@pytest.mark.ci
 def test_people_of_all_roles_are_kept_apart():
     data = synthetic.draw_people(np.arange(700), seed=2)
     other_seed = synthetic.draw_people(np.arange(100), seed=3)

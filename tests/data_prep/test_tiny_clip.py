@@ -47,6 +47,7 @@ def test_prompt_fits_the_vocabulary(vocabulary):
     assert template.learned == (5, 6, 7, 8) and template.eot == 11
 
 
+@pytest.mark.ci
 def test_complete_captions_fit_the_context(vocabulary):
     people = synthetic.draw_people(range(1000), seed=3, domain="pretrain")
     rng = np.random.default_rng(0)

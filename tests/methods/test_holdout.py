@@ -93,6 +93,7 @@ def log_lines(workdir, stage="encoder"):
     return [line for line in map(json.loads, lines) if line["stage"] == stage]
 
 
+@pytest.mark.ci
 def test_figures_of_every_evaluation(trained):
     run, summary, workdir = trained
     measured = [line["val_mAP"] for line in log_lines(workdir)]
@@ -114,6 +115,7 @@ def test_the_epoch_line_shows_it():
     assert run_module.Run._shown(None, scalars)["val_mAP"] == 0.75
 
 
+@pytest.mark.ci
 def test_held_out_images_reach_nothing(trained, tmp_path):
     """Other pixels of held-out images change their own figures and nothing else."""
     run, _, workdir = trained
@@ -133,6 +135,7 @@ def test_held_out_images_reach_nothing(trained, tmp_path):
     assert other.progress.val_history != run.progress.val_history
 
 
+@pytest.mark.ci
 def test_training_images_do_reach_it(trained, tmp_path):
     """The comparison above can fail: one training image inverted changes the first loss."""
     run, _, workdir = trained
@@ -141,6 +144,7 @@ def test_training_images_do_reach_it(trained, tmp_path):
     assert log_lines(tmp_path, "prompts")[0]["loss"] != log_lines(workdir, "prompts")[0]["loss"]
 
 
+@pytest.mark.ci
 def test_a_resumed_run_keeps_the_history(trained):
     run, summary, workdir = trained
     again = small_run(workdir, HELD)
@@ -148,6 +152,7 @@ def test_a_resumed_run_keeps_the_history(trained):
     assert again.progress.val_history == run.progress.val_history
 
 
+@pytest.mark.ci
 @pytest.mark.parametrize(
     ("changes", "message"),
     [

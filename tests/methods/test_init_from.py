@@ -15,6 +15,8 @@ from ccafl_jax.methods.ccafl.progress import tables_by_class
 from ccafl_jax.training.checkpoints import Checkpoints, leaves_by_path
 from tests.methods.small_run import SMALL, small_run
 
+pytestmark = pytest.mark.ci  # whole runs
+
 SHORT = dataclasses.replace(
     SMALL,
     prompts=dataclasses.replace(SMALL.prompts, epochs=1),

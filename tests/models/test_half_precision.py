@@ -111,6 +111,7 @@ def check_fused_attention(causal: bool) -> None:
         np.testing.assert_allclose(found, expected, atol=0.02 * np.abs(expected).max())
 
 
+@pytest.mark.ci
 @pytest.mark.parametrize("causal", [False, True])
 def test_fused_attention_is_asked_for_the_same(causal, monkeypatch):
     """The kernel needs a GPU; what it is asked for is computed by its twin."""
