@@ -93,7 +93,7 @@ def test_shipped_model_is_small_and_complete(shipped):
     assert shipped.config.activation == "quick_gelu"
 
 
-@pytest.mark.ci
+@pytest.mark.slow
 def test_shipped_vocabulary_is_that_of_the_code(tmp_path):
     tiny_clip.write_tokenizer(tmp_path)
     assert (tmp_path / "vocab.json").read_text() == (ASSET / "vocab.json").read_text()

@@ -66,7 +66,7 @@ def largest_difference(found, expected):
     return worst
 
 
-@pytest.mark.parametrize("devices", [2, 8])
+@pytest.mark.parametrize("devices", [pytest.param(2, marks=pytest.mark.slow), 8])
 def test_losses_of_twenty_steps_are_those_of_one_device(one, tmp_path, devices):
     run, found = losses(tmp_path, devices=devices)
     assert largest_difference(found, one[1]) < 1e-5
@@ -127,7 +127,7 @@ def test_a_split_run_that_was_stopped_inside_an_epoch_goes_on_with_one_device(on
         assert abs(ours["total"] - theirs["total"]) < 1e-5 * max(1.0, abs(theirs["total"]))
 
 
-@pytest.mark.parametrize("devices", [1, 8])
+@pytest.mark.parametrize("devices", [pytest.param(1, marks=pytest.mark.slow), 8])
 def test_streamed_images_give_the_losses_of_resident_ones(one, tmp_path, devices):
     run, found = losses(tmp_path, devices=devices, input=InputConfig(kind="streaming"))
     assert not run.images.resident and one[0].images.resident

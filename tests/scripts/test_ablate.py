@@ -146,7 +146,7 @@ def test_figures_that_are_there_are_not_made_again(scripts, tmp_path, monkeypatc
     assert written["command"] == ["python", "scripts/s.py", "--config", "c.py", "--config.x=1"]
 
 
-@pytest.mark.ci
+@pytest.mark.slow
 def test_a_run_from_shared_beginnings_is_the_whole_run(scripts, tmp_path):
     """And what is done is not done again."""
     from data_prep.synthetic import SyntheticConfig, write_folder

@@ -48,7 +48,7 @@ def test_names_of_another_kind_are_refused(market_like):
         market_like(["0001_c2_f0046182.jpg"])
 
 
-@pytest.mark.ci
+@pytest.mark.slow
 def test_a_short_rehearsal(tmp_path):
     (tmp_path / "names.txt").write_text("\n".join(TRAIN) + "\n")
     schedule = {"iterations": 1, "epochs": 3, "intra_epochs": 1, "text_start": 1}
