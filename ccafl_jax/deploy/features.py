@@ -144,14 +144,15 @@ def extract(
         if kept is not None:
             _logger.info("features: read from %s", path)
             return dataclasses.replace(kept, meta={**kept.meta, **meta})
-    start, made = time.monotonic(), "extracted"
-    averaged = counts is not None and not video  # what is at hand is of frames
-    if at_hand is None or averaged:
+    start = time.monotonic()
+    if counts is not None and not video:
+        at_hand = None  # it is of frames, and these are tracklets
+    if at_hand is None:
         _logger.info("features: extracting %d images of %s", len(records), collection.name)
         options = {"flip": flip, "batch": batch, "compute_dtype": compute_dtype}
         values = _embed(bundle, records, counts, chosen, cameras, **options)
     else:
-        values, made = at_hand.of(records.path), "took over those of"
+        values = at_hand.of(records.path)
     features = feature_set(
         parts,
         values,
@@ -162,7 +163,10 @@ def extract(
     )
     seconds = time.monotonic() - start
     where = ", kept nowhere" if path is None else _keep(path, features)
-    _logger.info("features: %s %d images in %.1f s%s", made, len(records), seconds, where)
+    if at_hand is None:
+        _logger.info("features: extracted %d images in %.1f s%s", len(records), seconds, where)
+    else:
+        _logger.info("features: those of the last evaluation%s", where)
     return features
 
 
