@@ -1,14 +1,14 @@
 """Manners of the commands: help with examples, errors in one line, and what a status means.
 
 0 done; 1 a check did not hold, or the program itself failed; 2 something that the user can mend;
-130 interrupted. `scripts/train.py` has more, see docs/training.md.
+130 interrupted; 141 nobody reads the output any more. `scripts/train.py` has more, see
+docs/training.md.
 """
 
 import argparse
 import contextlib
 import difflib
 import os
-import re
 import signal
 import sys
 import traceback
@@ -16,7 +16,7 @@ from collections.abc import Iterator
 from typing import Any, NoReturn
 
 DEBUG = "--debug"
-FAILED, WRONG_USE, INTERRUPTED = 1, 2, 130
+FAILED, WRONG_USE, INTERRUPTED, CLOSED = 1, 2, 130, 141
 """Exit statuses."""
 
 _MENDABLE = (ValueError, OSError, ImportError, FloatingPointError)
@@ -32,13 +32,21 @@ class Parser(argparse.ArgumentParser):
         super().__init__(formatter_class=argparse.RawDescriptionHelpFormatter, **options)
         self.add_argument(DEBUG, action=_Ignored, help="show where an error came from")
 
+    def parse_known_args(self, args=None, namespace=None):
+        """As every parser's; what was typed is kept for `error`."""
+        self._typed = sys.argv[1:] if args is None else list(args)
+        return super().parse_known_args(args, namespace)
+
     def error(self, message: str) -> NoReturn:
         """Ends the program."""
-        unknown = re.match(r"unrecognized arguments: (--[^ =]+)", message)
-        near = difflib.get_close_matches(
-            unknown[1] if unknown else "", self._option_string_actions, n=1
-        )
-        hint = f"did you mean {near[0]}?" if near else "see --help"
+        hint = "see --help"
+        for word in (word.partition("=")[0] for word in self._typed if word.startswith("--")):
+            near = difflib.get_close_matches(word, self._option_string_actions, n=1)
+            known = any(flag.startswith(word) for flag in self._option_string_actions)
+            if near and not known and not word.startswith("--config."):
+                hint = f"did you mean {near[0]}?"
+                hint = hint if word in message else f"{word} is no option, {hint}"
+                break
         self.exit(WRONG_USE, f"error: {message}; {hint}\n")
 
 
@@ -68,6 +76,9 @@ def one_line_errors() -> Iterator[None]:
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(INTERRUPTED)  # threads of other libraries may not survive an orderly end
+    except BrokenPipeError:  # who read along has enough, as with `| head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        raise SystemExit(CLOSED) from None
     except Exception as error:
         if DEBUG in sys.argv:
             traceback.print_exc()

@@ -6,10 +6,17 @@ import pathlib
 import re
 import sys
 
-from absl import flags
-from ml_collections import ConfigDict, config_flags
+try:
+    from absl import flags
+    from ml_collections import ConfigDict, config_flags
+except ModuleNotFoundError as missing:
+    raise SystemExit(
+        f"error: this Python has no {missing.name}; scripts/demo.sh makes .venv with all that is "
+        "needed: source .venv/bin/activate"
+    ) from None
 
 from ccafl_jax.command_line import Parser, one_line_errors
+from ccafl_jax.options import flatten, nearest_key
 
 __all__ = [
     "Parser",
@@ -44,8 +51,8 @@ def read_config(path: str, overrides: list[str]) -> ConfigDict:
     holder = config_flags.DEFINE_config_file("config", flag_values=values, sys_argv=words)
     try:
         values(words)
-    except (KeyError, AttributeError) as error:
-        raise ValueError(_unknown_option(str(error), overrides)) from None
+    except (KeyError, AttributeError):
+        raise ValueError(_unknown_option(path, overrides)) from None
     except flags.Error as error:
         raise ValueError(_bad_value(str(error))) from None
     return holder.value
@@ -90,8 +97,17 @@ def start_logging() -> None:
     logging.getLogger("ccafl_jax").setLevel(logging.INFO)
 
 
-def _unknown_option(message: str, overrides: list[str]) -> str:
-    nearest = re.search(r'Did you mean "(.*?)" instead of "(.*?)"', message)
-    if nearest:
-        return f"unknown option {nearest[2]!r}: did you mean {nearest[1]!r}?"
-    return f"an option in {' '.join(overrides)} does not exist; see the recipe for its options"
+def _unknown_option(path: str, overrides: list[str]) -> str:
+    """Which option the recipe does not have, and the one that is most like it."""
+    known = list(flatten(read_config(path, []).to_dict()))
+    groups = {name.partition(".")[0] for name in known}
+    typed = [word.partition("=")[0].removeprefix("--config.") for word in overrides]
+    unknown = [name for name in typed if name not in known and name not in groups]
+    if not unknown:
+        return f"an option in {' '.join(overrides)} does not exist; --print_config shows all"
+    name = unknown[0]
+    last = [other for other in known if other.rpartition(".")[2] == name.rpartition(".")[2]]
+    near = nearest_key(name, last or known)
+    if near is None:
+        return f"unknown option {name!r}; --print_config shows all"
+    return f"unknown option {name!r}: did you mean {near}?"

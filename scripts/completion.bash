@@ -13,7 +13,7 @@ _ccafl_jax() {
     scripts/completion.py) options="--help --debug --check" ;;
     scripts/config_diff.py) options="--help --debug --check --json" ;;
     scripts/convert_weights.py) options="--help --debug --checkpoint --out --to-safetensors --image-size --stride --heads --feature --camera-scale --activation --mean --std" ;;
-    scripts/embed.py) options="--help --debug --model --batch --dtype --devices --camera --modality --flip --images --queries --out --split --every --skip-unreadable" ;;
+    scripts/embed.py) options="--help --debug --model --batch --dtype --devices --camera --modality --flip --images --queries --out --overwrite --split --every --skip-unreadable" ;;
     scripts/evaluate.py) options="--help --debug --workdir --checkpoint --features --cross-domain --root --data --dataset --epoch --batch --flip --frames --clips --split --orientation --cache --no-cache --save-features --protocol --ap --no-match --same-camera --mode --shots --draw --trials --direction --with-distractors --multi-query --tracks --published-lists --metric --rerank --expand --expand-gallery --bootstrap --camera-pairs --top --save-results --figures --json --no-report" ;;
     scripts/export.py) options="--help --debug --from --run --out --images --count --formats --dtype --epoch --overwrite" ;;
     scripts/figures.py) options="--help --debug" ;;

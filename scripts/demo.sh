@@ -22,6 +22,11 @@ case "${1:-}" in
     run="runs/demo_$1"
     shift
     ;;
+  "" | -*) ;;
+  *)
+    echo "error: unknown method '$1': choose calr, tfclip, cclnet, or none for CCAFL" >&2
+    exit 2
+    ;;
 esac
 variant=""
 case "${1:-}" in

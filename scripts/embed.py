@@ -68,6 +68,7 @@ def parser() -> Parser:
         help="further images, which become queries for scripts/evaluate.py",
     )
     options.add_argument("--out", required=True, type=user_path, metavar="F.npz|.parquet")
+    options.add_argument("--overwrite", action="store_true", help="replace the file in --out")
     options.add_argument(
         "--split",
         nargs="+",
@@ -119,6 +120,8 @@ def embed(arguments: argparse.Namespace) -> None:
     check_writable(out, flag("out"))
     if out.is_dir():
         raise ValueError(f"--out {out} is a folder; name a file")
+    if out.exists() and not arguments.overwrite:
+        raise FileExistsError(f"--out {out} exists; name another file, or pass --overwrite")
     pictures = open_pictures(arguments.images, splits=arguments.split, every=arguments.every)
     if arguments.queries:
         pictures = open_pictures(arguments.queries).as_part(QUERY).join(pictures)

@@ -362,6 +362,8 @@ def features_of_run(arguments: argparse.Namespace, options: dict[str, Any]):
     collection = open_test_set(bundle, name=arguments.dataset or "", root=arguments.root or "")
     check_options(collection, **options)  # before the work
     cache, folder = arguments.cache, find(arguments.workdir)
+    if (folder / "metrics.jsonl").exists() and not (folder / "summary.json").exists():
+        print("note: the run is not finished; its last checkpoint is scored")
     if not cache and not arguments.no_cache and (folder / "checkpoints").is_dir():
         cache = folder / "features"  # an export stays as it is
     asked = {name: getattr(arguments, name) for name in ("split", "orientation")}

@@ -55,6 +55,8 @@ def tutorial(arguments: argparse.Namespace) -> None:
     out = arguments.out.resolve()
 
     # 1. Crops. A detector or a data set gives them; here, people are drawn.
+    if arguments.crops and not arguments.crops.is_dir():
+        raise ValueError(f"--crops {arguments.crops}: no such folder")
     crops = arguments.crops.resolve() if arguments.crops else out / "crops"
     if not crops.exists() and not arguments.crops:
         draw_crops(crops, people=24 if arguments.smoke else 80)
@@ -150,7 +152,15 @@ def command(name: str, *words: object) -> None:
     """
     call = ["python", f"scripts/{name}.py", *map(str, words)]
     print(f"\n$ {' '.join(call)}", flush=True)
-    if subprocess.run([sys.executable, *call[1:]], cwd=ROOT, check=False).returncode:
+    step = subprocess.Popen([sys.executable, *call[1:]], cwd=ROOT)
+    try:
+        status = step.wait()
+    except KeyboardInterrupt:  # or SIGTERM, which the step may not have got
+        step.terminate()
+        step.wait()
+        print("stopped: the same command goes on", flush=True)
+        raise
+    if status:
         raise ValueError(f"{call[1]} failed, see above; mend that and start again")
 
 

@@ -75,7 +75,7 @@ def open_test_set(
     if not root:
         raise ValueError(f"{bundle.source} names no data set: pass --root DIR")
     if not pathlib.Path(root).exists():
-        raise FileNotFoundError(f"no folder {root} with the data set: pass --root DIR")
+        raise FileNotFoundError(f"no folder {root} with the data set: name it with --root DIR")
     return open_collection(name, root)
 
 

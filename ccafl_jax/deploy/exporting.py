@@ -76,7 +76,7 @@ def export_model(
     out = pathlib.Path(out)
     unknown = [name for name in formats if name not in KINDS]
     if unknown or not formats:
-        raise ValueError(f"formats {list(formats)}: choose from {list(KINDS)}")
+        raise ValueError(f"formats {', '.join(formats)}: choose from {', '.join(KINDS)}")
     if dtype != "float32" and "stablehlo" not in formats:
         raise ValueError(f"dtype {dtype!r} is for stablehlo, which is not asked for; drop it")
     if dtype not in DTYPES:

@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy as np
 
-from ccafl_jax.data.layouts.find import is_image_name, list_images
+from ccafl_jax.data.layouts.find import IMAGE_SUFFIXES, is_image_name, list_images
 from ccafl_jax.data.layouts.manifest import read_manifest
 from ccafl_jax.data.layouts.market import parse_name
 from ccafl_jax.data.records import UNKNOWN_CAMERA, UNLABELLED, dense_cameras
@@ -270,7 +270,8 @@ def _of_folders(paths: Sequence[pathlib.Path]) -> Pictures:
         below = folder.relative_to(root)
         names += [(below / name).as_posix() for name in inside]
     if not names:
-        raise ValueError(f"no image files in {paths[0]}; see the formats in docs/own_data.md")
+        endings = ", ".join(sorted(IMAGE_SUFFIXES))
+        raise ValueError(f"no image files in {paths[0]}; expected {endings}")
     return _labelled_by_names(str(root), list(dict.fromkeys(names)))
 
 

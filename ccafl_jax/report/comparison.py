@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ccafl_jax.evaluation.bootstrap import Interval
-from ccafl_jax.report.runs import FinishedRun, kept_features
+from ccafl_jax.report.runs import FinishedRun, common_test_set, kept_features
 from ccafl_jax.scoring.paired import paired_differences
 from ccafl_jax.training.summary import COLUMNS, summary_rows
 
@@ -89,10 +89,15 @@ def differences(
       FileNotFoundError: a run keeps no features.
       ValueError: two runs cannot be paired; the message says why.
     """
-    base = kept_features(runs[0])
+    dataset = common_test_set(runs)
+    base = kept_features(runs[0], dataset)
     return {
         run.path: paired_differences(
-            kept_features(run), base, names=(run.path, runs[0].path), samples=samples, seed=seed
+            kept_features(run, dataset),
+            base,
+            names=(run.path, runs[0].path),
+            samples=samples,
+            seed=seed,
         )
         for run in runs[1:]
     }

@@ -4,7 +4,7 @@ import contextlib
 import dataclasses
 import json
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from ccafl_jax.options import flatten
@@ -139,21 +139,42 @@ def stored_options(path: str | os.PathLike) -> dict[str, Any]:
     return flatten(stored_description(path)["config"])
 
 
-def kept_features(run: FinishedRun) -> feature_set.FeatureSet:
-    """The features of its test set that a run keeps, those that were extracted last.
+def kept_features(run: FinishedRun, dataset: str = "") -> feature_set.FeatureSet:
+    """The features of a test set that a run keeps, those that were extracted last.
+
+    Args:
+      run: the run.
+      dataset: name of the set; that of its training when empty.
 
     Raises:
       FileNotFoundError: it keeps none.
     """
-    dataset = run.summary["dataset"]
-    folder = open_path(run.path) / "features"
-    files = sorted(folder.glob(f"{dataset}-*.npz"), key=lambda path: path.stat().mtime)
+    dataset = dataset or run.summary["dataset"]
+    files = [path for path in _feature_files(run) if _dataset_of(path) == dataset]
     if not files:
         raise FileNotFoundError(
-            f"{run.path} keeps no features of {dataset}: run "
-            f"python scripts/evaluate.py --workdir {run.path} first"
+            f"{run.path} keeps no features of {dataset}: run python scripts/evaluate.py --workdir "
+            f"{run.path} first (with --dataset and --root, if it was trained on another set)"
         )
-    return feature_set.load(files[-1])
+    return feature_set.load(max(files, key=lambda path: path.stat().mtime))
+
+
+def common_test_set(runs: Sequence[FinishedRun]) -> str:
+    """Name of a data set that all runs keep features of, that of the first run's training if it is.
+
+    Where there is none, it is that of the first run all the same.
+    """
+    own = runs[0].summary["dataset"]
+    common = set.intersection(*({_dataset_of(path) for path in _feature_files(r)} for r in runs))
+    return own if own in common or not common else min(common)
+
+
+def _feature_files(run: FinishedRun) -> list:
+    return list((open_path(run.path) / "features").glob("*-*.npz"))
+
+
+def _dataset_of(path) -> str:
+    return path.name.rpartition("-")[0]
 
 
 @contextlib.contextmanager

@@ -54,7 +54,7 @@ def check_same_test(
 ) -> None:
     """Raises ValueError unless the rows of both are the same images, extracted in the same way."""
     cannot = f"{names[0]} and {names[1]} cannot be paired"
-    cure = "score both on the same test set: scripts/evaluate.py --workdir RUN --root DIR"
+    cure = "score both on one test set: scripts/evaluate.py --workdir RUN --dataset NAME --root DIR"
     require(
         first.dataset == second.dataset,
         f"{cannot}: one was scored on {first.dataset or 'no named set'}, the other on "

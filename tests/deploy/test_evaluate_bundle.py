@@ -163,5 +163,7 @@ def test_a_flipped_bit_of_a_checkpoint_is_found(tmp_path, monkeypatch):
 
 def test_a_data_set_that_is_gone(tmp_path):
     bundle = dataclasses.replace(tiny.bundle("vit"), data_root=str(tmp_path / "gone"))
-    with pytest.raises(FileNotFoundError, match=r"no folder .*gone with the data set: pass --root"):
+    with pytest.raises(
+        FileNotFoundError, match=r"no folder .*gone with the data set: name it with --root"
+    ):
         evaluate.evaluate_bundle(bundle)

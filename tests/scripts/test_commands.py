@@ -43,8 +43,15 @@ def one_line_error(finished):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--config.schedule.epoch=3"], "unknown option 'epoch': did you mean 'epochs'?"),
-        (["--config.schedul.epochs=3"], "unknown option 'schedul': did you mean 'schedule'?"),
+        (
+            ["--config.schedule.epoch=3"],
+            "unknown option 'schedule.epoch': did you mean schedule.epochs?",
+        ),
+        (
+            ["--config.schedul.epochs=3"],
+            "unknown option 'schedul.epochs': did you mean schedule.epochs?",
+        ),
+        (["--config.contrast.memory_update=hard"], "did you mean inter.memory_update?"),
         (["--config.schedule.epochs=x"], "--config.schedule.epochs=x is of another kind than"),
         (["--config.icdl.w=2.0"], "must lie between 0 and 1"),
         (["--epochs=3"], "unknown argument '--epochs=3'"),

@@ -138,6 +138,18 @@ def test_the_difference_of_two_runs_has_a_paired_interval(call, scored, tmp_path
     assert f"minus {runs[0]}" in printed and f"{100 * found['mAP']['value']:+.1f} (" in printed
 
 
+def test_a_run_that_was_trained_elsewhere_is_paired_on_the_set_that_both_were_scored_on(
+    scored, tmp_path
+):
+    shutil.copytree(scored["clear"], tmp_path / "w")
+    summary = json.loads((tmp_path / "w" / "summary.json").read_text())
+    (tmp_path / "w" / "summary.json").write_text(json.dumps(summary | {"dataset": "elsewhere"}))
+    runs = [read_finished_run(path) for path in (tmp_path / "w", scored["base"])]
+    for pair in (runs, runs[::-1]):
+        (found,) = comparison.differences(pair, samples=50).values()
+        assert abs(found["mAP"].value) > 0.01
+
+
 def test_the_same_features_do_not_differ(scored):
     runs = [read_finished_run(scored["base"]), read_finished_run(scored["base"])]
     (found,) = comparison.differences(runs, samples=50).values()

@@ -436,7 +436,7 @@ MARKET_ERRORS = [
     (["--figures", "rank0"], "unknown figure 'rank0'"),
     (["--json", __file__ + "/x.json"], "is a file; name a file in a folder"),
     (["--batch", "0"], "batch is 0"),
-    (["--data", "nowhere"], "no folder nowhere with the data set: pass --root DIR"),
+    (["--data", "nowhere"], "no folder nowhere with the data set: name it with --root DIR"),
     (["--features", "f.npz"], "expected one of --workdir, --features, --cross-domain, found"),
 ]
 

@@ -109,12 +109,29 @@ def test_wrong_use_names_the_nearest_flag(capsys):
         parser.parse_args(["--seeds", "3"])
     assert end.value.code == command_line.WRONG_USE
     assert "did you mean --seed?" in capsys.readouterr().err
+    parser.add_argument("--workdir", required=True)
+    with pytest.raises(SystemExit):
+        parser.parse_args(["--seed", "3", "--workdr", "w"])
+    said = capsys.readouterr().err
+    assert "required: --workdir; --workdr is no option, did you mean --workdir?" in said
+
+
+def test_who_reads_no_further_ends_it_quietly():
+    told = "from ccafl_jax.command_line import one_line_errors\n"
+    told += "with one_line_errors():\n    [print(number, flush=True) for number in range(10**6)]"
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    command = subprocess.Popen([sys.executable, "-c", told], cwd=ROOT, text=True, **pipes)
+    assert command.stdout.readline() == "0\n"
+    command.stdout.close()
+    assert command.stderr.read() == "" and command.wait() == command_line.CLOSED
+    command.stderr.close()
 
 
 def test_the_page_lists_every_status():
     page = (ROOT / "docs" / "training.md").read_text().partition("## Exit status")[2]
     listed = {int(number) for number in re.findall(r"^\| (\d+) \|", page, re.MULTILINE)}
     own = {command_line.FAILED, command_line.WRONG_USE, command_line.INTERRUPTED}
+    own.add(command_line.CLOSED)
     assert listed == {0, GONE, 128 + signal.SIGTERM} | own
 
 
