@@ -187,7 +187,7 @@ def test_overwrite_spares_what_is_no_export(tmp_path):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"formats": ["pickle"]}, r"formats \['pickle'\]: choose from"),
+        ({"formats": ["pickle"]}, "formats pickle: choose from orbax"),
         ({"formats": []}, "choose from"),
         ({"dtype": "int8"}, "dtype 'int8': choose one of"),
         ({"images": []}, "no images for the parity gate"),
