@@ -68,7 +68,7 @@ def test_from_a_run_to_a_loaded_model(workdir):
         ({"--run": "nowhere"}, "nowhere: no such folder"),
         ({"--images": "nowhere"}, "--images nowhere: no such file or folder"),
         ({"--images": "scripts"}, "no image files (.jpg, .jpeg, .png, .bmp, .webp) in scripts"),
-        ({"--formats": "pickle"}, "formats ['pickle']: choose from"),
+        ({"--formats": "pickle"}, "formats pickle: choose from"),
         ({"--dtype": "int8"}, "dtype 'int8': choose one of"),
         ({"--count": "0"}, "--count 0: the parity gate needs 1 or more"),
         ({"--epoch": "7"}, "7"),
